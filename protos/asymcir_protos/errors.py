@@ -1,0 +1,25 @@
+"""Errors that mean the same on both ends of the wire.
+
+AsymcirError                 every error of ours; its text is one line that a user can act on
+├── ImageError               not a picture, truncated, or not the shape asked for
+├── BundleError              a bundle or gallery that is missing, damaged, or of another format
+└── TokensError              sentence tokens that cannot be packed or unpacked
+
+The packages above derive their own from AsymcirError, so that the command needs one `except`.
+"""
+
+
+class AsymcirError(Exception):
+    """Root of every error that asymcir raises on purpose."""
+
+
+class ImageError(AsymcirError):
+    """The input is not a picture that can be used."""
+
+
+class BundleError(AsymcirError):
+    """A bundle folder does not match its manifest, or is not the kind of folder asked for."""
+
+
+class TokensError(AsymcirError):
+    """Sentence tokens have the wrong shape, size or values."""
