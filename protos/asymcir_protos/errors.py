@@ -8,6 +8,9 @@ AsymcirError                 every error of ours; its text is one line that a us
 The packages above derive their own from AsymcirError, so that the command needs one `except`.
 """
 
+RETRY_AFTER_KEY = "grpc-retry-pushback-ms"
+"""Trailing metadata of a refused call: milliseconds after which it may be tried again; gRPC's own key for this."""
+
 
 class AsymcirError(Exception):
     """Root of every error that asymcir raises on purpose."""

@@ -1,7 +1,7 @@
 """Bundle manifests: what a folder holds, where it came from, and proof that nothing in it changed.
 
-A bundle is a folder with a `manifest.json` that lists every file with its SHA-256 and size. A folder that does not match
-its manifest does not load: a changed byte or a missing file is an error, never a slightly different answer.
+A bundle is a folder with a `manifest.json` that lists every file with its SHA-256 and size. A folder that does not
+match its manifest does not load: a changed byte or a missing file is an error, never a slightly different answer.
 """
 
 import hashlib
@@ -29,6 +29,10 @@ class FileEntry:
 
     sha256: str
     size_bytes: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sha256, str) or not isinstance(self.size_bytes, int):
+            raise TypeError(f"expected a digest and a size, got {self.sha256!r} and {self.size_bytes!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +86,7 @@ def write_manifest(
     files = {
         path.relative_to(folder).as_posix(): digest_file(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_NAME
+        if path.is_file() and path != folder / MANIFEST_NAME
     }
     manifest = Manifest(format=format, files=files, properties=properties, sources=list(sources), parity=parity or {})
     text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
@@ -126,11 +130,13 @@ def read_manifest(folder: Path, *, format: str) -> Manifest:
             format=record["format"],
             version=record["version"],
             files={name: FileEntry(**entry) for name, entry in record["files"].items()},
-            properties=record["properties"],
+            properties=dict(record["properties"].items()),
             sources=record.get("sources", []),
             parity=record.get("parity", {}),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except OSError as exc:
+        raise BundleError(f"cannot read {path}: {exc.strerror or exc}") from exc
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise BundleError(f"{path} is damaged ({type(exc).__name__}: {exc}): export or download it again") from exc
     if manifest.format != format:
         raise BundleError(f"expected a {format} at {folder}, got a {manifest.format}: pass the right folder")
@@ -150,7 +156,10 @@ def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
         raise BundleError(f"{folder / MANIFEST_NAME} names {name!r}, a path outside the bundle: do not use this bundle")
     if not path.is_file():
         raise BundleError(f"{folder} lacks {name}, which its manifest lists: copy or export it again")
-    found = digest_file(path)
+    try:
+        found = digest_file(path)
+    except OSError as exc:
+        raise BundleError(f"cannot read {path}: {exc.strerror or exc}") from exc
     if found != entry:
         raise BundleError(
             f"{path} is not the file its manifest describes (expected {entry.size_bytes} bytes, "

@@ -68,7 +68,8 @@ def unpack_tokens(message: retrieval_pb2.SentenceTokens) -> NDArray[np.float32]:
         if len(message.int8.scales) != length:
             raise TokensError(f"expected {length} scales, one per token, got {len(message.int8.scales)}")
         values = np.frombuffer(message.int8.values, dtype=np.int8).astype(np.float32).reshape(length, width)
-        tokens = values * np.asarray(message.int8.scales, dtype=np.float32)[:, None]
+        with np.errstate(over="ignore", invalid="ignore"):  # scales from the wire: what overflows is refused below
+            tokens = values * np.asarray(message.int8.scales, dtype=np.float32)[:, None]
     else:
         raise TokensError("expected sentence tokens as fp16 or int8, got neither")
     if not np.isfinite(tokens).all():

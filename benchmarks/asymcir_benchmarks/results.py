@@ -1,0 +1,50 @@
+"""Result files: the command, commit, machine and date, and a flat table of figures with the unit in each key."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from asymcir_protos.manifest import write_atomically
+
+
+def write_result(path: Path, *, figures: Mapping[str, float], command: str | None = None) -> None:
+    """Write `benchmarks/results/NAME.json`.
+
+    Args:
+        path: the file; replaced atomically.
+        figures: key with unit -> number, the peer's figure beside ours.
+        command: how to get these figures again; the running command by default.
+    """
+    record = {
+        "command": command or " ".join(["asymcir", *sys.argv[1:]]),
+        "version": version("asymcir"),
+        "commit": _commit(),
+        "machine": f"{platform.machine()}, {_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "figures": dict(figures),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def _commit() -> str:
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown processor"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor")

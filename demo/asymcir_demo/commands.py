@@ -1,0 +1,88 @@
+"""The subcommand `asymcir demo`: arguments and output here, heavy imports inside the handler."""
+
+import argparse
+import time
+from pathlib import Path
+
+Subparsers = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def register_demo(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
+    """Add `asymcir demo`."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="build the demo's gallery, serve it, and run composed queries and sketches",
+        description="Check the demo's bundles, build its gallery, serve it over gRPC, run composed queries and sketches from "
+        "pictures in a style that nothing was trained on, measure the held-out triplets, and draw a contact sheet.",
+    )
+    parser.add_argument("--assets", type=Path, default=Path("demo/assets"), help="default: demo/assets")
+    parser.add_argument("--out", type=Path, default=Path("demo/out"), help="gallery and contact sheet (default: demo/out)")
+    parser.add_argument("--port", type=int, default=0, help="of the server (default: a free one)")
+    parser.set_defaults(run=run_demo)
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Run the demo."""
+    from asymcir_benchmarks.tables import format_recalls
+    from asymcir_edge import DeviceBundle, QueryEncoder, RetrievalClient
+    from asymcir_server import ServerBundle
+
+    from asymcir_demo.assets import SUFFIX, Assets
+    from asymcir_demo.run import ask, build, measure, serving
+    from asymcir_demo.sheet import TOP, draw_sheet
+
+    started_s = time.monotonic()
+    assets = Assets.find(args.assets)
+    print("1. Checking the bundles against their manifests")
+    device = DeviceBundle.load(assets.device_bundle)
+    server = ServerBundle.load(assets.server_bundle)
+    print(f"   device: {device.sentence_length} tokens of width {device.word_width}, word space {device.word_space[:12]}")
+    print(f"   server: word space {server.word_space[:12]}, target space {server.target_space('union')[:12]} (union)")
+
+    print("2. Building the gallery")
+    gallery = args.out / "gallery"
+    report = build(assets, gallery, _print_progress)
+    rate = report.size / report.elapsed_s
+    print(f"   snapshot {report.version}: {report.size} pictures in {report.elapsed_s:.0f} s ({rate:.0f}/s), ", end="")
+    print(f"{report.quarantined} quarantined, index recall@10 {report.index_recall_at_10:.3f}")
+
+    print("3. Serving it, and asking over gRPC")
+    encoder = QueryEncoder(device)
+    with serving(assets, gallery, args.port) as address, RetrievalClient(address) as client:
+        answers = ask(assets, encoder, client)
+    print(f"   {'query':<34} {'change':<34} {'rank':>4}  {'ms':>5}  first answer")
+    for row, result in answers:
+        rank = str(row.rank) if row.rank else ">10"
+        first = (result.hits[0].metadata or {}).get("name", result.hits[0].id)
+        print(f"   {row.query.stem:<34.34} {row.change:<34.34} {rank:>4}  {result.timing.round_trip_ms:>5.1f}  {first}")
+    sizes = [result.request_size_bytes for _, result in answers]
+    print(f"   a query on the wire: {min(sizes)} to {max(sizes)} bytes; the server never saw a picture")
+
+    print("4. Measuring all held-out triplets and sketches")
+    triplets, sketches = measure(assets, gallery)
+    seen = "unseen by every stage"
+    print(_indent(f"{len(triplets.triplets)} composed queries, target concepts and query style {seen}:"))
+    print(_indent(format_recalls(triplets)))
+    print(_indent(f"{len(sketches.triplets)} sketches of concepts {seen}:"))
+    print(_indent(format_recalls(sketches)))
+
+    sheet = args.out / "contact-sheet.png"
+    right = sum(1 for row, _ in answers if row.rank and row.rank <= TOP)
+    title = f"asymcir demo: {len(answers)} queries, right answer among the top {TOP} for {right}"
+    draw_sheet([row for row, _ in answers], assets.gallery_list.parent, SUFFIX, title, sheet)
+    print(f"5. Contact sheet: {sheet}")
+    print(f"\nDone in {time.monotonic() - started_s:.0f} s. Try your own picture:\n")
+    print(f"   asymcir serve --bundle {assets.server_bundle} --gallery {gallery} --port 50051 &")
+    print(f"   asymcir query --image YOUR.jpg --text 'is blue' --server localhost:50051 --bundle {assets.device_bundle}")
+    print("\nor your own gallery:\n")
+    print(f"   asymcir gallery build YOUR_PICTURES --bundle {assets.server_bundle} --out my-gallery")
+    return 0
+
+
+def _print_progress(done: int, total: int, quarantined: int) -> None:
+    if done == total or done % 640 == 0:
+        print(f"   {done}/{total} pictures, {quarantined} quarantined", flush=True)
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"   {line}" for line in text.splitlines())

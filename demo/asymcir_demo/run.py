@@ -1,0 +1,123 @@
+"""The demo: pictures become a gallery, a server serves it, a device asks, and the right pictures come back."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from asymcir_benchmarks.evaluate import Evaluation, evaluate_pictures, evaluate_triplets
+from asymcir_edge import DeviceBundle, QueryEncoder, RetrievalClient, SearchResult
+from asymcir_server import BuildReport, Gallery, ServerBundle, build_gallery
+from asymcir_server.gallery import Progress
+
+from asymcir_demo.assets import SHOWN_FAMILY, SUFFIX, Assets
+from asymcir_demo.errors import DemoError
+from asymcir_demo.sheet import Row
+
+TOP_K = 10
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 30.0
+
+
+def build(assets: Assets, out: Path, progress: Progress | None) -> BuildReport:
+    """Build the gallery, or its next snapshot."""
+    return build_gallery(assets.gallery_list, ServerBundle.load(assets.server_bundle), out, progress=progress)
+
+
+@contextmanager
+def serving(assets: Assets, gallery: Path, port: int) -> Iterator[str]:
+    """Run `asymcir serve` as its own process; yields its address and stops it with SIGTERM.
+
+    Raises:
+        DemoError: it does not come up.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        port_file = Path(folder) / "port"
+        command = [sys.executable, "-m", "asymcir_edge", "serve", "--bundle", str(assets.server_bundle)]
+        command += ["--gallery", f"emoji={gallery}", "--port", str(port), "--port-file", str(port_file)]
+        log = Path(folder) / "log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+        try:
+            yield f"127.0.0.1:{_wait_for_port(process, port_file, log)}"
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_for_port(process: "subprocess.Popen[bytes]", port_file: Path, log: Path) -> int:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if port_file.is_file() and (text := port_file.read_text(encoding="utf-8").strip()):
+            return int(text)
+        if process.poll() is not None:
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise DemoError(f"the server ended with code {process.returncode}: {lines[-1] if lines else 'no output'}")
+        time.sleep(0.1)
+    raise DemoError(f"the server did not come up within {_START_TIMEOUT_S:g} s")
+
+
+def ask(assets: Assets, encoder: QueryEncoder, client: RetrievalClient) -> list[tuple[Row, SearchResult]]:
+    """Run every shown query over gRPC: composed ones first, then sketches."""
+    answers = []
+    for triplet in assets.shown_triplets():
+        path = assets.queries / f"{triplet.reference}{SUFFIX}"
+        note = "concept seen, style unseen" if triplet.family == SHOWN_FAMILY else f"held-out concept: {triplet.family}"
+        answers.append(_ask_one(path, triplet.modifier, triplet.target, note, [triplet.reference], encoder, client))
+    for slug in assets.shown_sketches():
+        path = assets.sketches / f"{slug}{SUFFIX}"
+        answers.append(_ask_one(path, "", slug, "sketch of a held-out concept", [], encoder, client))
+    return answers
+
+
+def _ask_one(
+    path: Path,
+    modifier: str,
+    target: str,
+    note: str,
+    excluded: Sequence[str],
+    encoder: QueryEncoder,
+    client: RetrievalClient,
+) -> tuple[Row, SearchResult]:
+    tokens = encoder.encode_file(path)
+    result = client.search(
+        tokens, encoder.bundle.word_space, modifier, top_k=TOP_K, excluded_ids=excluded, with_metadata=True
+    )
+    hits = [hit.id for hit in result.hits]
+    rank = hits.index(target) + 1 if target in hits else None
+    return Row(query=path, change=modifier, note=note, hits=hits, answer=target, rank=rank), result
+
+
+def measure(assets: Assets, gallery: Path) -> tuple[Evaluation, Evaluation]:
+    """Evaluate the held-out triplets and the held-out sketches."""
+    bundle = ServerBundle.load(assets.server_bundle)
+    encoder = QueryEncoder(DeviceBundle.load(assets.device_bundle))
+    opened = Gallery.open(gallery, bundle.target_spaces)
+    try:
+        triplets = evaluate_triplets(
+            assets.held_out_triplets(),
+            pictures=assets.queries,
+            suffix=SUFFIX,
+            names=assets.names(),
+            bundle=bundle,
+            encoder=encoder,
+            gallery=opened,
+        )
+        sketches = evaluate_pictures(
+            assets.sketch_slugs(),
+            pictures=assets.sketches,
+            suffix=SUFFIX,
+            bundle=bundle,
+            encoder=encoder,
+            gallery=opened,
+        )
+    finally:
+        opened.close()
+    return triplets, sketches

@@ -1,0 +1,186 @@
+"""The `asymcir` command: finds the subcommands, runs one, and turns every failure into one line and an exit code.
+
+A package adds a subcommand with an entry point of the group `asymcir.commands`: the name of the command and a function
+`register_NAME(subparsers)`, which adds a parser of that name whose defaults hold `run`, a handler from the parsed
+arguments to the exit code. It may also set the default `log_level` (a `logging` level), where progress is worth seeing
+without `-v`. Only the module of the subcommand that was asked for is imported, and none for the command's own help: so
+that is quick, and does not depend on which extras are installed.
+
+Exit codes: 0 done, 1 an error, 2 a wrong command line, 130 interrupted, 141 the reader of the output went away.
+"""
+
+import argparse
+import importlib.metadata
+import io
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from asymcir_protos import AsymcirError
+
+_DISTRIBUTION = "asymcir"
+_GROUP = "asymcir.commands"
+_SUMMARIES = {
+    "demo": "build the demo's gallery, serve it, and run composed queries and sketches",
+    "describe": "print what a server holds: spaces, galleries, limits",
+    "encode": "turn pictures into sentence tokens, on this device",
+    "eval": "measure retrieval accuracy on a dataset",
+    "export": "write device and server bundles from checkpoints",
+    "gallery": "build a gallery from pictures",
+    "query": "search a server by a picture and a typed change",
+    "serve": "answer queries from a gallery",
+    "train": "train the light encoder or the UNION head",
+}
+_PACKAGES = (
+    "asymcir_benchmarks",
+    "asymcir_demo",
+    "asymcir_edge",
+    "asymcir_export",
+    "asymcir_protos",
+    "asymcir_server",
+    "asymcir_training",
+)
+_EXIT_ERROR, _EXIT_USAGE, _EXIT_INTERRUPTED, _EXIT_BROKEN_PIPE = 1, 2, 130, 141
+
+_EXTRA_OF_MODULE = {
+    "faiss": "server",
+    "ftfy": "server",
+    "grpc_health": "server",
+    "grpc_reflection": "server",
+    "prometheus_client": "server",
+    "tokenizers": "server",
+    "open_clip": "training",
+    "safetensors": "training",
+    "timm": "training",
+    "torch": "training",
+    "torchvision": "training",
+    "transformers": "training",
+    "coremltools": "export",
+    "onnx": "export",
+    "onnxscript": "export",
+    "matplotlib": "benchmarks",
+    "psutil": "benchmarks",
+    "resvg_py": "demo-assets",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that takes `-v` at every level, so that it may stand before or after the subcommand."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("conflict_handler", "resolve")
+        super().__init__(*args, **kwargs)
+        self.add_argument(
+            "-v",
+            "--verbose",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="log what happens, and print the traceback of an unexpected error",
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the `asymcir` command.
+
+    Args:
+        argv: the arguments after the command's name; None for those of the process.
+
+    Returns:
+        The exit code; see the module's docstring.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid in the terminal's encoding
+    try:
+        code = _run(words)
+        sys.stdout.flush()  # so that a reader that went away is noticed here, not at the interpreter's exit
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
+        return _EXIT_BROKEN_PIPE
+
+
+def _run(words: Sequence[str]) -> int:
+    verbose = "-v" in words or "--verbose" in words  # known before parsing: loading a subcommand may fail too
+    try:
+        parser = _build_parser(words)
+        args = parser.parse_args(words)
+        verbose = getattr(args, "verbose", False)
+        if not hasattr(args, "run"):
+            parser.error("a command is missing: see --help")
+        _configure_logging(logging.DEBUG if verbose else getattr(args, "log_level", logging.WARNING))
+        return int(args.run(args))
+    except SystemExit as exc:  # argparse: --help, --version, a wrong command line
+        return exc.code if isinstance(exc.code, int) else _EXIT_USAGE if exc.code else 0
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        _print_error("interrupted")
+        return _EXIT_INTERRUPTED
+    except AsymcirError as exc:
+        _print_error(str(exc))
+    except ModuleNotFoundError as exc:
+        _print_error(_describe_missing_module(exc))
+    except OSError as exc:
+        _print_error(f"{exc.filename}: {exc.strerror}" if exc.filename and exc.strerror else str(exc))
+        if verbose:
+            traceback.print_exc()
+    except Exception as exc:
+        hint = "" if verbose else " (unexpected; run with -v for the traceback)"
+        _print_error(f"{type(exc).__name__}: {exc}{hint}")
+        if verbose:
+            traceback.print_exc()
+    return _EXIT_ERROR
+
+
+def _build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Build the parser with the subcommand that `words` ask for, or with all where they name none."""
+    try:
+        distribution = importlib.metadata.distribution(_DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError as exc:
+        raise AsymcirError(f"{_DISTRIBUTION} is not installed, only importable: pip install {_DISTRIBUTION}") from exc
+    parser = _Parser(
+        prog="asymcir",
+        description="Asymmetric composed image retrieval: search a gallery by a picture and a typed change.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {distribution.version}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    entry_points = {entry.name: entry for entry in distribution.entry_points.select(group=_GROUP)}
+    asked = next((word for word in words if not word.startswith("-")), None)
+    if asked in entry_points:
+        register: Callable[[Any], None] = entry_points[asked].load()
+        register(subparsers)
+    else:
+        for name in entry_points:
+            subparsers.add_parser(name, help=_SUMMARIES.get(name, ""))
+    return parser
+
+
+def _describe_missing_module(exc: ModuleNotFoundError) -> str:
+    module = (exc.name or "").partition(".")[0]
+    extra = _EXTRA_OF_MODULE.get(module)
+    if extra is not None:
+        return (
+            f"this command needs {module}, of the extra {extra!r}, which is not installed: "
+            f"pip install '{_DISTRIBUTION}[{extra}]'"
+        )
+    if module.startswith(f"{_DISTRIBUTION}_"):
+        return f"this installation of {_DISTRIBUTION} has no {exc.name}: install the complete distribution"
+    return f"the module {exc.name or exc} is not installed: pip install --force-reinstall {_DISTRIBUTION}"
+
+
+def _configure_logging(level: int) -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger().setLevel(max(level, logging.INFO))  # the debug output of other people's libraries is no help
+    for package in _PACKAGES:
+        logging.getLogger(package).setLevel(level)
+    # Pillow warns of large pictures, where `decode_image` has its own limit, and of oddities that it got over.
+    warnings.filterwarnings("ignore", module="PIL")
+
+
+def _print_error(message: str) -> None:
+    print(f"asymcir: error: {' '.join(message.split())}", file=sys.stderr)

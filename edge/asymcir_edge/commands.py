@@ -1,0 +1,305 @@
+"""The device's subcommands: `asymcir encode`, `asymcir query` and `asymcir describe`."""
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+from asymcir_protos import TokensError, pack_tokens, read_image
+from asymcir_protos.tokens import TokenEncoding
+from numpy.typing import NDArray
+
+from asymcir_edge.errors import OutputError
+
+if TYPE_CHECKING:
+    from asymcir_edge.answers import SearchResult, ServerDescription
+    from asymcir_edge.encoder import QueryEncoder
+
+_DEFAULT_TIMEOUT_S = 10.0
+
+
+def register_encode(subparsers: Any) -> None:
+    """Add `asymcir encode`."""
+    parser = subparsers.add_parser(
+        "encode",
+        help="turn pictures into sentence tokens, on this device",
+        description="Turn pictures into sentence tokens with a device bundle, and print their sizes and timings.",
+    )
+    parser.add_argument("pictures", nargs="+", type=Path, metavar="PIC", help="picture files")
+    _add_bundle(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.npy",
+        help="write the tokens: float32 [L, D] of one picture, [n, L, D] of several",
+    )
+    parser.add_argument("--force", action="store_true", help="replace the file of --out if it exists")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_encode)
+
+
+def register_query(subparsers: Any) -> None:
+    """Add `asymcir query`."""
+    parser = subparsers.add_parser(
+        "query",
+        help="search a server by a picture and a typed change",
+        description="Encode a picture on this device, send its sentence tokens and a typed change to a server, "
+        "and print the hits.",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--image", type=Path, metavar="PIC", help="a picture file")
+    source.add_argument("--tokens", type=Path, metavar="FILE.npy", help="sentence tokens that `asymcir encode` wrote")
+    parser.add_argument("--text", default="", metavar="CHANGE", help='the typed change, such as "but blue"')
+    _add_server(parser)
+    _add_bundle(parser)
+    parser.add_argument("--top-k", type=_positive_int, default=10, metavar="K", help="hits at most (default 10)")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="ID", help="an item that must not be answered; repeatable"
+    )
+    parser.add_argument(
+        "--encoding",
+        choices=get_args(TokenEncoding),
+        default="fp16",
+        help="how the tokens travel (default fp16); int8 is half the size",
+    )
+    parser.add_argument(
+        "--gallery", default="", metavar="NAME", help="the gallery to search (default: the server's first)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_query)
+
+
+def register_describe(subparsers: Any) -> None:
+    """Add `asymcir describe`."""
+    parser = subparsers.add_parser(
+        "describe",
+        help="print what a server holds: spaces, galleries, limits",
+        description="Print what a server holds: its spaces, galleries and limits.",
+    )
+    _add_server(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_describe)
+
+
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, required=True, metavar="DEVICE_BUNDLE", help="a device bundle's folder")
+    parser.add_argument("--precision", metavar="NAME", help="which of the bundle's encoders (default: the bundle's)")
+    parser.add_argument(
+        "--threads",
+        type=_positive_int,
+        default=1,
+        metavar="N",
+        help="threads that one picture is encoded with (default 1)",
+    )
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--server", required=True, metavar="HOST:PORT", help="the retrieval server's address")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=_DEFAULT_TIMEOUT_S,
+        metavar="SECONDS",
+        help=f"how long to wait for an answer (default {_DEFAULT_TIMEOUT_S:g})",
+    )
+
+
+def _positive_int(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+_positive_int.__name__ = "whole number above 0"  # argparse puts it in "invalid ... value"
+
+
+def _encode(args: argparse.Namespace) -> int:
+    if args.out is not None:
+        _check_output(args.out, force=args.force)
+    encoder = _open_encoder(args)
+    encoded = [_encode_picture(encoder, path) for path in args.pictures]
+    if args.out is not None:
+        arrays = [tokens for tokens, _ in encoded]
+        _write_array(args.out, arrays[0] if len(arrays) == 1 else np.stack(arrays))
+    reports = [report for _, report in encoded]
+    if args.json:
+        record = {
+            "bundle": str(args.bundle),
+            "precision": encoder.precision,
+            "word_space": encoder.bundle.word_space,
+            "out": None if args.out is None else str(args.out),
+            "pictures": reports,
+        }
+        print(json.dumps(record, indent=2))
+        return 0
+    for report in reports:
+        print(
+            f"{_printable(report['path'])}: tokens {report['shape']}, norm {report['norm_min']:.3f} to "
+            f"{report['norm_max']:.3f} (mean {report['norm_mean']:.3f}), {report['fp16_size_bytes']} bytes as fp16, "
+            f"{report['int8_size_bytes']} as int8, decoded in {report['decode_ms']:.1f} ms, "
+            f"encoded in {report['encode_ms']:.1f} ms"
+        )
+    if args.out is not None:
+        print(f"wrote {_printable(str(args.out))}")
+    return 0
+
+
+def _query(args: argparse.Namespace) -> int:
+    from asymcir_edge.bundle import DeviceBundle
+    from asymcir_edge.client import RetrievalClient
+
+    # The client first: a wrong address should not cost the time of an encoding.
+    with RetrievalClient(args.server, timeout_s=args.timeout, token_encoding=args.encoding) as client:
+        device: dict[str, float] = {}
+        if args.image is not None:
+            encoder = _open_encoder(args)
+            bundle = encoder.bundle
+            tokens, report = _encode_picture(encoder, args.image)
+            device = {"decode_ms": report["decode_ms"], "encode_ms": report["encode_ms"]}
+        else:
+            bundle = DeviceBundle.load(args.bundle)
+            tokens = _read_tokens(args.tokens, width=bundle.word_width)
+        result = client.search(
+            tokens,
+            bundle.word_space,
+            modifier=args.text,
+            gallery=args.gallery,
+            top_k=args.top_k,
+            excluded_ids=args.exclude,
+            with_metadata=True,
+        )
+    if args.json:
+        print(json.dumps({**dataclasses.asdict(result), "device": device}, indent=2))
+        return 0
+    _print_hits(result)
+    timing = result.timing
+    print(
+        f"{len(result.hits)} hits from gallery {_printable(result.gallery)}, "
+        f"version {_printable(result.gallery_version)}; "
+        f"sent tokens {list(tokens.shape)} as {args.encoding}, {result.request_size_bytes} bytes"
+    )
+    print(
+        "".join(f"{stage.removesuffix('_ms')} {value:.1f} ms, " for stage, value in device.items())
+        + f"round trip {timing.round_trip_ms:.1f} ms (on the server: queue {timing.queue_ms:.1f}, "
+        f"encode {timing.encode_ms:.1f}, search {timing.search_ms:.1f})"
+    )
+    return 0
+
+
+def _describe(args: argparse.Namespace) -> int:
+    from asymcir_edge.client import RetrievalClient
+
+    with RetrievalClient(args.server, timeout_s=args.timeout) as client:
+        description = client.describe()
+    if args.json:
+        print(json.dumps(dataclasses.asdict(description), indent=2))
+        return 0
+    _print_description(description)
+    return 0
+
+
+def _open_encoder(args: argparse.Namespace) -> "QueryEncoder":
+    from asymcir_edge.bundle import DeviceBundle
+    from asymcir_edge.encoder import QueryEncoder
+
+    return QueryEncoder(DeviceBundle.load(args.bundle), precision=args.precision, threads=args.threads)
+
+
+def _encode_picture(encoder: "QueryEncoder", path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Encode one picture file; return its tokens [L, D] and what is printed about them."""
+    start_s = time.perf_counter()
+    pixels = read_image(path)
+    decoded_s = time.perf_counter()
+    tokens = encoder.encode_image(pixels)
+    encoded_s = time.perf_counter()
+    norms = np.linalg.norm(tokens, axis=1)  # [L]
+    report = {
+        "path": str(path),
+        "shape": list(tokens.shape),
+        "norm_min": float(norms.min()),
+        "norm_mean": float(norms.mean()),
+        "norm_max": float(norms.max()),
+        "fp16_size_bytes": pack_tokens(tokens, "fp16").ByteSize(),
+        "int8_size_bytes": pack_tokens(tokens, "int8").ByteSize(),
+        "decode_ms": (decoded_s - start_s) * 1000.0,
+        "encode_ms": (encoded_s - decoded_s) * 1000.0,
+    }
+    return tokens, report
+
+
+def _read_tokens(path: Path, *, width: int) -> NDArray[np.float32]:
+    """Read tokens [L, D] that `asymcir encode --out` wrote."""
+    try:
+        with path.open("rb") as stream:
+            tokens = np.lib.format.read_array(stream, allow_pickle=False)
+    except FileNotFoundError as exc:
+        raise TokensError(f"there is no file {path}: write it with `asymcir encode --out`") from exc
+    except (OSError, ValueError, EOFError) as exc:
+        raise TokensError(f"{path} is not a .npy file of sentence tokens: {exc}") from exc
+    if tokens.dtype.kind != "f" or tokens.ndim != 2 or tokens.shape[1] != width:
+        raise TokensError(
+            f"expected sentence tokens float32 [L, {width}] of one picture in {path}, "
+            f"got {tokens.dtype} {list(tokens.shape)}"
+        )
+    return tokens.astype(np.float32)
+
+
+def _check_output(path: Path, *, force: bool) -> None:
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: expected the name of a file to write")
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists: choose another name, or pass --force to replace it")
+    if not path.parent.is_dir():
+        raise OutputError(f"there is no folder {path.parent} to write {path.name} in: make it first")
+
+
+def _write_array(path: Path, array: NDArray[np.float32]) -> None:
+    """Write a .npy file so that a crash leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            np.save(stream, array)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _print_hits(result: "SearchResult") -> None:
+    width = max([2, *(len(_printable(hit.id)) for hit in result.hits)])
+    print(f"{'rank':>4}  {'score':>7}  {'id':<{width}}  name".rstrip())
+    for rank, hit in enumerate(result.hits, start=1):
+        name = _printable(_name_of(hit.metadata))
+        print(f"{rank:>4}  {hit.score:>7.4f}  {_printable(hit.id):<{width}}  {name}".rstrip())
+
+
+def _print_description(description: "ServerDescription") -> None:
+    limits = description.limits
+    print(f"asymcir {_printable(description.server_version)}")
+    print(f"word space {_printable(description.word_space)}, tokens of width {description.word_width}")
+    print(
+        f"limits: {limits.max_top_k} hits, {limits.max_sentence_length} sentence tokens, "
+        f"{limits.max_modifier_bytes} bytes of text, context of {limits.context_length} tokens, "
+        f"{limits.max_excluded_ids} excluded ids"
+    )
+    for gallery in description.galleries:
+        print(
+            f"gallery {_printable(gallery.name)}, version {_printable(gallery.version)}: {gallery.size} items of width "
+            f"{gallery.embedding_width}, target {_printable(gallery.target)} of {_printable(gallery.target_space)}, "
+            f"index {_printable(gallery.index_kind)} with recall@10 {gallery.index_recall_at_10:.3f}"
+        )
+
+
+def _name_of(metadata: Mapping[str, Any] | None) -> str:
+    name = (metadata or {}).get("name", "")
+    return name if isinstance(name, str) else json.dumps(name)
+
+
+def _printable(text: str) -> str:
+    """Replace what would move a terminal's cursor: ids and names come from a server."""
+    return "".join(character if character.isprintable() else "?" for character in text)

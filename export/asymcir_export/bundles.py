@@ -1,0 +1,289 @@
+"""Bundles: every part written, described in a manifest, compared with its original, and only then put in place.
+
+A bundle is written to a temporary folder beside its place and renamed when all is well; whatever fails before leaves
+nothing behind.
+
+Notation: L sentence tokens, D word-embedding width, E joint-embedding width, S picture side, V words.
+"""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from asymcir_protos import Manifest, Preprocessing, write_manifest
+from asymcir_protos.manifest import DEVICE_BUNDLE, SERVER_BUNDLE
+from asymcir_server.tokenizer import clean_text
+from asymcir_training import PROMPTS, Foundation, LightEncoder, UnionHead, normalise_pixels
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from asymcir_export.coreml_writer import write_coreml
+from asymcir_export.device_graph import build_device_graph
+from asymcir_export.errors import ExportError
+from asymcir_export.lean import WeightStorage, quantize_rows, store_lean
+from asymcir_export.onnx_writer import batch_axis, length_axis, to_onnx, write_onnx
+from asymcir_export.parity import check_device_parity, check_server_parity, load_pictures, worst_storage
+from asymcir_export.tokenizer_json import check_tokenizer, tokenizer_to_json
+
+_logger = logging.getLogger(__name__)
+
+ENCODER_FILE, COREML_FILE = "encoder.onnx", "encoder.mlpackage"
+TEXT_FILE, VISUAL_FILE, UNION_FILE = "text_encoder.onnx", "visual_encoder.onnx", "union_head.onnx"
+TABLE_FILE, SCALES_FILE, TOKENIZER_FILE = "word_embeddings.npy", "word_embedding_scales.npy", "tokenizer.json"
+
+DEVICE_STORAGES: tuple[WeightStorage, ...] = ("fp32", "fp16", "int8")
+TABLE_STORAGES: tuple[WeightStorage, ...] = ("fp32", "fp16", "int8")
+
+Sources = Sequence[Mapping[str, str]]
+
+
+class _PictureTower(nn.Module):
+    """[b, S, S, 3] uint8 -> image_features [b, E]."""
+
+    def __init__(self, foundation: Foundation) -> None:
+        super().__init__()
+        self.foundation = foundation
+        self.spec: Preprocessing = foundation.preprocessing
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalise and encode."""
+        return self.foundation.encode_pixels(normalise_pixels(pixels, self.spec))
+
+
+def export_device_bundle(
+    encoder: LightEncoder,
+    out: Path,
+    *,
+    word_space: str,
+    foundation: str,
+    pictures: Path,
+    storage: WeightStorage = "fp32",
+    coreml: bool = True,
+    sources: Sources = (),
+    force: bool = False,
+) -> Manifest:
+    """Write a device bundle.
+
+    Args:
+        encoder: the trained light encoder.
+        out: the bundle; must not exist, unless `force`.
+        word_space: of the foundation that it was trained against.
+        foundation: that foundation's name, for people.
+        pictures: a folder of pictures to compare on.
+        storage: how the ONNX encoder keeps its weights: "fp32", "fp16" or "int8".
+        coreml: write the Core ML package too.
+        sources: where the weights came from; `name`, `licence` and `url` each.
+        force: replace an existing bundle.
+
+    Raises:
+        ExportError: the output exists, or a part cannot be exported.
+        ParityError: the exported encoder is not the one it was made from.
+    """
+    if storage not in DEVICE_STORAGES:
+        raise ExportError(f"expected the device encoder's storage as one of {list(DEVICE_STORAGES)}, got {storage!r}")
+    encoder = encoder.eval()
+    chosen = load_pictures(pictures)
+    with _staged(out, force=force) as folder:
+        size = encoder.preprocessing.size
+        graph = build_device_graph(encoder, encoder.preprocessing, torch.zeros(1, 3, size, size))
+        _write(graph, folder / ENCODER_FILE, storage)
+        properties: dict[str, Any] = {
+            "word_space": word_space,
+            "sentence_length": encoder.sentence_length,
+            "word_width": encoder.word_width,
+            "preprocessing": encoder.preprocessing.to_json(),
+            "encoders": {"fp32": ENCODER_FILE},
+            "default_encoder": "fp32",
+            "weight_storage": storage,
+            "foundation": foundation,
+        }
+        if coreml:
+            _logger.info("writing %s", COREML_FILE)
+            properties["coreml"] = {
+                "file": COREML_FILE,
+                **write_coreml(encoder, encoder.preprocessing, folder / COREML_FILE),
+            }
+        write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources)
+        _logger.info("comparing with the original on %d pictures", len(chosen))
+        parity = check_device_parity(folder, encoder, chosen, storage=storage)
+        return write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources, parity=parity)
+
+
+def export_server_bundle(
+    foundation: Foundation,
+    union_head: UnionHead,
+    out: Path,
+    *,
+    pictures: Path,
+    storage: WeightStorage = "fp32",
+    union_storage: WeightStorage | None = None,
+    table_storage: WeightStorage | None = None,
+    sources: Sources = (),
+    force: bool = False,
+) -> Manifest:
+    """Write a server bundle.
+
+    Args:
+        foundation: whose towers, words and tokenizer it takes.
+        union_head: trained on that foundation's features.
+        out: the bundle; must not exist, unless `force`.
+        pictures: a folder of pictures to compare on.
+        storage: how the two towers keep their weights.
+        union_storage: of the UNION head; without it, `storage`.
+        table_storage: of the word-embedding table: "fp32", "fp16" or "int8"; without it `storage`, int8 for int4.
+        sources: where the weights came from; `name`, `licence` and `url` each.
+        force: replace an existing bundle.
+
+    Raises:
+        ExportError: the output exists, a part cannot be exported, or the UNION head is of another width.
+        TokenizerError: `tokenizer.json` would give other ids than open_clip's tokenizer.
+        ParityError: an exported part is not the one it was made from.
+    """
+    union_storage = union_storage or storage
+    table_storage = table_storage or ("int8" if storage == "int4" else storage)
+    if table_storage not in TABLE_STORAGES:
+        raise ExportError(f"expected the table's storage as one of {list(TABLE_STORAGES)}, got {table_storage!r}")
+    if union_head.embedding_width != foundation.embedding_width:
+        raise ExportError(
+            f"the UNION head is {union_head.embedding_width} wide, {foundation.name} gives features of width "
+            f"{foundation.embedding_width}: pass the head that was trained on this foundation"
+        )
+    union_head = union_head.eval()
+    chosen = load_pictures(pictures)
+    with _staged(out, force=force) as folder:
+        tokenizer = tokenizer_to_json(foundation.open_clip_tokenizer)
+        _logger.info("comparing tokenizer.json with open_clip's tokenizer")
+        token_parity = check_tokenizer(
+            tokenizer, foundation.open_clip_tokenizer, lambda text: clean_text(text, foundation.text_clean)
+        )
+        (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
+        _write(_export_text(foundation), folder / TEXT_FILE, storage)
+        _write(_export_visual(foundation), folder / VISUAL_FILE, storage)
+        _write(_export_union(union_head), folder / UNION_FILE, union_storage)
+        scales_file = _write_table(foundation.word_embedding_table(), folder, table_storage)
+        properties = {
+            "word_space": foundation.word_space(),
+            "target_spaces": foundation.target_spaces(union_head),
+            "text": {
+                "file": TEXT_FILE,
+                "word_embeddings": TABLE_FILE,
+                "word_embedding_scales": scales_file,
+                "context_length": foundation.context_length,
+                "word_width": foundation.word_width,
+                "embedding_width": foundation.embedding_width,
+                "causal": foundation.causal,
+                "start_ids": foundation.start_ids,
+                "end_ids": foundation.end_ids,
+                "pad_id": foundation.pad_id,
+            },
+            "tokenizer": {"file": TOKENIZER_FILE, "clean": foundation.text_clean},
+            "prompts": dict(PROMPTS),
+            "visual": {"file": VISUAL_FILE, "preprocessing": foundation.preprocessing.to_json()},
+            "union": {"file": UNION_FILE},
+            "weight_storage": {
+                TEXT_FILE: storage,
+                VISUAL_FILE: storage,
+                UNION_FILE: union_storage,
+                TABLE_FILE: table_storage,
+            },
+            "foundation": foundation.name,
+        }
+        write_manifest(folder, format=SERVER_BUNDLE, properties=properties, sources=sources)
+        _logger.info("comparing with the originals on %d pictures", len(chosen))
+        parity = check_server_parity(
+            folder,
+            foundation,
+            union_head,
+            chosen,
+            text_storage=worst_storage(storage, table_storage),
+            visual_storage=storage,
+            union_storage=union_storage,
+        )
+        parity["tokenizer"] = token_parity
+        return write_manifest(folder, format=SERVER_BUNDLE, properties=properties, sources=sources, parity=parity)
+
+
+def _export_text(foundation: Foundation) -> ModelProto:
+    batch, length = batch_axis(), length_axis(foundation.context_length)
+    rows, width = 2, min(9, foundation.context_length)
+    return to_onnx(
+        foundation.text.eval(),
+        {
+            "word_embeddings": torch.zeros(rows, width, foundation.word_width),
+            "attention_mask": torch.ones(rows, width, dtype=torch.int64),
+            "pool_index": torch.full((rows,), width - 1, dtype=torch.int64),
+        },
+        outputs=["text_features"],
+        axes={
+            "word_embeddings": {0: batch, 1: length},
+            "attention_mask": {0: batch, 1: length},
+            "pool_index": {0: batch},
+        },
+    )
+
+
+def _export_visual(foundation: Foundation) -> ModelProto:
+    size = foundation.preprocessing.size
+    return to_onnx(
+        _PictureTower(foundation).eval(),
+        {"pixels": torch.zeros(2, size, size, 3, dtype=torch.uint8)},
+        outputs=["image_features"],
+        axes={"pixels": {0: batch_axis()}},
+    )
+
+
+def _export_union(union_head: UnionHead) -> ModelProto:
+    batch = batch_axis()
+    width = union_head.embedding_width
+    return to_onnx(
+        union_head,
+        {"image_features": torch.ones(2, width), "text_features": torch.zeros(2, width)},
+        outputs=["target", "gate"],
+        axes={"image_features": {0: batch}, "text_features": {0: batch}},
+    )
+
+
+def _write(model: ModelProto, path: Path, storage: WeightStorage) -> None:
+    write_onnx(store_lean(model, storage), path)
+    _logger.info("wrote %s, %s, %.1f MB", path.name, storage, path.stat().st_size / 1e6)
+
+
+def _write_table(table: Tensor, folder: Path, storage: WeightStorage) -> str | None:
+    """Write the word-embedding table [V, D]; returns the file of its scales, None without scales."""
+    rows = table.detach().to(dtype=torch.float32, device="cpu").numpy()
+    if storage == "int8":
+        values, scales = quantize_rows(rows)
+        np.save(folder / TABLE_FILE, values)
+        np.save(folder / SCALES_FILE, scales)
+        return SCALES_FILE
+    np.save(folder / TABLE_FILE, rows.astype(np.float16) if storage == "fp16" else rows)
+    return None
+
+
+@contextmanager
+def _staged(out: Path, *, force: bool) -> Iterator[Path]:
+    """Give a temporary folder beside `out` that takes its place when the block ends well, and vanishes otherwise."""
+    if out.exists() and not force:
+        raise ExportError(f"{out} exists: choose another --out, or pass --force to replace it")
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is a file: choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    try:
+        folder.chmod(0o755)
+        yield folder
+        if out.exists():
+            old = folder.with_suffix(".old")
+            out.rename(old)
+            folder.rename(out)
+            shutil.rmtree(old)
+        else:
+            folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,126 @@
+"""`asymcir export device` and `asymcir export server`; torch and the writers are imported when one of them runs."""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+_STORAGES = ("fp32", "fp16", "int8", "int4")
+
+
+def register_export(subparsers: Any) -> None:
+    """Add the `export` command."""
+    parser = subparsers.add_parser(
+        "export",
+        help="write a device or a server bundle from trained models",
+        description="Write a bundle from trained models. It is compared with them; if it differs, nothing is written.",
+    )
+    kinds = parser.add_subparsers(title="bundles", metavar="KIND", required=True)
+    _register_device(kinds)
+    _register_server(kinds)
+
+
+def _register_device(kinds: Any) -> None:
+    parser = kinds.add_parser("device", help="light encoder checkpoint to ONNX and Core ML")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that `asymcir train` wrote")
+    _add_common(parser, storages=_STORAGES[:3])
+    parser.add_argument("--no-coreml", dest="coreml", action="store_false", help="write no Core ML package")
+    parser.add_argument("--foundation", metavar="NAME", help="check that the checkpoint belongs to this foundation")
+    parser.add_argument("--pretrained", metavar="TAG", help="its pretrained tag or checkpoint")
+    parser.set_defaults(run=_run_device, log_level=logging.INFO)
+
+
+def _register_server(kinds: Any) -> None:
+    parser = kinds.add_parser("server", help="foundation and UNION head to ONNX, with words and tokenizer")
+    parser.add_argument("--foundation", required=True, metavar="NAME", help="open_clip model, or local-dir:FOLDER")
+    parser.add_argument("--pretrained", metavar="TAG", help="pretrained tag or checkpoint of that architecture")
+    parser.add_argument("--union", required=True, type=Path, metavar="CHECKPOINT", help="trained UNION head")
+    _add_common(parser, storages=_STORAGES)
+    parser.add_argument("--union-storage", choices=_STORAGES, help="of the UNION head (default: as --storage)")
+    parser.add_argument("--table-storage", choices=_STORAGES[:3], help="of the word embeddings (default: as --storage)")
+    parser.set_defaults(run=_run_server, log_level=logging.INFO)
+
+
+def _add_common(parser: argparse.ArgumentParser, *, storages: tuple[str, ...]) -> None:
+    parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="folder to write; must not exist")
+    parser.add_argument("--pictures", required=True, type=Path, metavar="FOLDER", help="pictures to compare on")
+    parser.add_argument(
+        "--storage", choices=storages, default="fp32", help="how weights are kept; they are computed with in float32"
+    )
+    parser.add_argument(
+        "--source",
+        dest="sources",
+        action="append",
+        default=[],
+        type=_parse_source,
+        metavar="NAME;LICENCE;URL",
+        help="where weights came from, for the manifest; may be repeated",
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+
+
+def _parse_source(text: str) -> dict[str, str]:
+    parts = [part.strip() for part in text.split(";")]
+    if len(parts) != 3 or not all(parts):
+        raise argparse.ArgumentTypeError(f"expected NAME;LICENCE;URL, got {text!r}")
+    return dict(zip(("name", "licence", "url"), parts, strict=True))
+
+
+def _run_device(args: argparse.Namespace) -> int:
+    from asymcir_training import load_foundation, load_light_encoder
+
+    from asymcir_export.bundles import export_device_bundle
+    from asymcir_export.errors import ExportError
+
+    encoder, metadata = load_light_encoder(args.checkpoint)
+    missing = [key for key in ("word_space", "foundation") if not metadata.get(key)]
+    if missing:
+        raise ExportError(f"the checkpoint {args.checkpoint} does not say its {missing[0]}: train it with this version")
+    if args.foundation:
+        expected = load_foundation(args.foundation, args.pretrained).word_space()
+        if metadata["word_space"] != expected:
+            raise ExportError(
+                f"the checkpoint {args.checkpoint} is of word_space {metadata['word_space'][:12]}, {args.foundation} "
+                f"of {expected[:12]}: pass the foundation that it was trained against, or train it again"
+            )
+    manifest = export_device_bundle(
+        encoder,
+        args.out,
+        word_space=metadata["word_space"],
+        foundation=metadata["foundation"],
+        pictures=args.pictures,
+        storage=args.storage,
+        coreml=args.coreml,
+        sources=[*metadata.get("sources", []), *args.sources],
+        force=args.force,
+    )
+    return _report(args.out, manifest)
+
+
+def _run_server(args: argparse.Namespace) -> int:
+    from asymcir_training import load_foundation, load_union_head
+
+    from asymcir_export.bundles import export_server_bundle
+
+    manifest = export_server_bundle(
+        load_foundation(args.foundation, args.pretrained),
+        load_union_head(args.union),
+        args.out,
+        pictures=args.pictures,
+        storage=args.storage,
+        union_storage=args.union_storage,
+        table_storage=args.table_storage,
+        sources=args.sources,
+        force=args.force,
+    )
+    return _report(args.out, manifest)
+
+
+def _report(out: Path, manifest: Any) -> int:
+    for name, entry in manifest.files.items():
+        print(f"{entry.size_bytes / 1e6:9.2f} MB  {name}")
+    for name, record in manifest.parity.items():
+        print(f"parity of {name}: {record if isinstance(record, str) else json.dumps(record)}")
+    print(f"wrote {out}")
+    return 0

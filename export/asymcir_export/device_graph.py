@@ -1,0 +1,189 @@
+"""The device encoder's graph: a picture of any size in, sentence tokens out.
+
+Resizing, cropping and normalisation are operators of the graph, so that no app re-implements them. The reference is
+`asymcir_protos.preprocess`; the graph agrees with it to one grey level.
+
+Resizing is done in two steps. ONNX Runtime's antialiased Resize, a port of Pillow's, shrinks what has to be shrunk
+(`exclude_outside`: without it the border is repeated, where Pillow leaves it out). What has to be enlarged is then
+interpolated at the places that survive the crop alone, so that a 1 x 50,000 strip needs no giant intermediate picture.
+All sizes and offsets are computed in integers.
+
+Notation: S side of the square that the network sees, L sentence tokens, D word-embedding width.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from asymcir_protos import Preprocessing
+from numpy.typing import ArrayLike, DTypeLike
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from asymcir_export.errors import ExportError
+from asymcir_export.onnx_writer import IR_VERSION, OPSET, to_onnx
+
+INPUT_NAME = "pixels"
+OUTPUT_NAME = "sentence_tokens"
+_NORMALISED = "normalised_pixels"
+_PREFIX = "encoder_"
+_CUBIC_A = -0.5  # Pillow's; ONNX's default is -0.75
+
+
+def build_device_graph(encoder: nn.Module, preprocessing: Preprocessing, example: Tensor) -> ModelProto:
+    """Put preprocessing and light encoder into one graph.
+
+    Args:
+        encoder: [1, 3, S, S] normalised -> sentence tokens [1, L, D], in eval mode.
+        preprocessing: what the encoder was trained with.
+        example: [1, 3, S, S], float32.
+
+    Returns:
+        The graph: `pixels` uint8 [height, width, 3], any size -> `sentence_tokens` float32 [L, D].
+
+    Raises:
+        ExportError: the encoder cannot be converted, or gives another shape.
+    """
+    core = to_onnx(encoder, {_NORMALISED: example}, outputs=["tokens"], axes={})
+    front = build_preprocessing_graph(preprocessing)
+    core = onnx.compose.add_prefix(core, _PREFIX)
+    model: ModelProto = onnx.compose.merge_models(front, core, io_map=[(_NORMALISED, f"{_PREFIX}{_NORMALISED}")])
+    shape = [axis.dim_value for axis in model.graph.output[0].type.tensor_type.shape.dim]
+    if len(shape) != 3 or shape[0] != 1 or 0 in shape:
+        raise ExportError(f"expected the encoder to give [1, L, D], got {shape}")
+    axes = numpy_helper.from_array(np.array([0], dtype=np.int64), "batch_position")
+    model.graph.initializer.append(axes)
+    model.graph.node.append(helper.make_node("Squeeze", [f"{_PREFIX}tokens", axes.name], [OUTPUT_NAME]))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, shape[1:]))
+    model.graph.name = "asymcir"
+    model.producer_name, model.producer_version = "asymcir", ""
+    return model
+
+
+def build_preprocessing_graph(spec: Preprocessing) -> ModelProto:
+    """Build the graph of a preprocessing: uint8 [height, width, 3] -> `normalised_pixels` float32 [1, 3, S, S]."""
+    graph = _Graph()
+    one = graph.constant([1])
+    shape = graph.op("Shape", INPUT_NAME)
+    sizes = [graph.op("Slice", shape, graph.constant([i]), graph.constant([i + 1])) for i in (0, 1)]
+    side = graph.constant([spec.size])
+    if spec.resize == "squash":
+        resized = [side, side]
+    else:
+        shortest = graph.op("Min", *sizes)
+        resized = [graph.op("Div", graph.op("Mul", side, size), shortest) for size in sizes]
+    shrunk = [graph.op("Min", size, target) for size, target in zip(sizes, resized, strict=True)]
+    picture = graph.op("Unsqueeze", INPUT_NAME, graph.constant([0]))  # [1, height, width, 3]
+    picture = graph.op(
+        "Resize",
+        picture,
+        "",
+        "",
+        graph.op("Concat", one, *shrunk, graph.constant([3]), axis=0),
+        mode="linear" if spec.interpolation == "bilinear" else "cubic",
+        cubic_coeff_a=_CUBIC_A,
+        antialias=1,
+        exclude_outside=1,
+        coordinate_transformation_mode="half_pixel",
+    )
+    # Pillow's order, columns first; the rows that do not matter are left out before.
+    places = [_Taps(graph, spec, source, target) for source, target in zip(shrunk, resized, strict=True)]
+    picture = graph.op("Slice", picture, places[0].first, places[0].end, one)
+    picture = places[1].apply(picture, axis=2, start=None)
+    picture = places[0].apply(picture, axis=1, start=places[0].first)  # [1, S, S, 3], grey levels
+    scale = 1.0 / (255.0 * np.asarray(spec.std))
+    offset = -np.asarray(spec.mean) / np.asarray(spec.std)
+    picture = graph.op("Mul", picture, graph.constant(scale, np.float32))
+    picture = graph.op("Add", picture, graph.constant(offset, np.float32))
+    graph.op("Transpose", picture, output=_NORMALISED, perm=[0, 3, 1, 2])
+    return graph.to_model(spec.size)
+
+
+class _Graph:
+    """Collects nodes and constants and names them."""
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[TensorProto] = []
+
+    def constant(self, values: ArrayLike, dtype: DTypeLike = np.int64) -> str:
+        name = f"preprocess_constant_{len(self._constants)}"
+        self._constants.append(numpy_helper.from_array(np.asarray(values, dtype=dtype), name))
+        return name
+
+    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        name = output or f"preprocess_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(kind, list(inputs), [name], name=f"{name}_{kind}", **attributes))
+        return name
+
+    def to_model(self, size: int) -> ModelProto:
+        pixels = helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, ["height", "width", 3])
+        normalised = helper.make_tensor_value_info(_NORMALISED, TensorProto.FLOAT, [1, 3, size, size])
+        graph = helper.make_graph(self._nodes, "preprocessing", [pixels], [normalised], self._constants)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+class _Taps:
+    """Where the S places of one axis that survive the crop lie in the source, and their neighbours' weights.
+
+    With n source places, r resized places and crop offset o, place i has its centre at (2(o + i) + 1) n / 2r. Its
+    nearest neighbour below and the distance to it are a quotient and a remainder, so both are exact; where nothing is
+    enlarged (n = r) the distance is 0 and the weights are 1 and 0, which is the crop.
+    """
+
+    def __init__(self, graph: _Graph, spec: Preprocessing, source: str, resized: str) -> None:
+        self._graph = graph
+        one, two = graph.constant([1]), graph.constant([2])
+        excess = graph.op("Sub", resized, graph.constant([spec.size]))
+        odd = graph.op("Mod", excess, two)
+        half = graph.op("Div", excess, two)
+        offset = graph.op("Add", half, graph.op("Mul", odd, graph.op("Mod", half, two)))  # half to even
+        place = graph.op("Add", graph.constant(np.arange(spec.size)), offset)  # [S]
+        numerator = graph.op("Mul", graph.op("Add", graph.op("Mul", place, two), one), source)
+        shifted, divisor = graph.op("Add", numerator, resized), graph.op("Mul", resized, two)
+        below = graph.op("Sub", graph.op("Div", shifted, divisor), one)  # [S], from -1
+        remainder = graph.op("Cast", graph.op("Mod", shifted, divisor), to=TensorProto.DOUBLE)
+        distance = graph.op("Div", remainder, graph.op("Cast", divisor, to=TensorProto.DOUBLE))
+        distance = graph.op("Cast", distance, to=TensorProto.FLOAT)
+        last = graph.op("Sub", source, one)
+        steps = (0, 1) if spec.interpolation == "bilinear" else (-1, 0, 1, 2)
+        self._indices: list[str] = []
+        weights: list[str] = []
+        for step in steps:
+            wanted = graph.op("Add", below, graph.constant([step]))
+            index = graph.op("Min", graph.op("Max", wanted, graph.constant([0])), last)
+            inside = graph.op("Cast", graph.op("Equal", wanted, index), to=TensorProto.FLOAT)
+            away = graph.op("Abs", graph.op("Sub", distance, graph.constant([step], np.float32)))
+            self._indices.append(index)
+            weights.append(graph.op("Mul", inside, _kernel(graph, spec, away, near=step in (0, 1))))
+        total = graph.op("Sum", *weights)
+        self._weights = [graph.op("Div", weight, total) for weight in weights]
+        self.first = graph.op("Slice", self._indices[0], graph.constant([0]), one)
+        last_index = graph.op("Slice", self._indices[-1], graph.constant([-1]), graph.constant([spec.size]))
+        self.end = graph.op("Add", last_index, one)
+
+    def apply(self, picture: str, *, axis: int, start: str | None) -> str:
+        """Interpolate one axis of [1, height, width, 3]; `start` was cut off before."""
+        graph = self._graph
+        shape = graph.constant([1 if i != axis else -1 for i in range(4)])
+        parts = []
+        for index, weight in zip(self._indices, self._weights, strict=True):
+            place = index if start is None else graph.op("Sub", index, start)
+            taken = graph.op("Cast", graph.op("Gather", picture, place, axis=axis), to=TensorProto.FLOAT)
+            parts.append(graph.op("Mul", taken, graph.op("Reshape", weight, shape)))
+        summed = graph.op("Add", graph.op("Sum", *parts), graph.constant(0.5, np.float32))
+        lowest, highest = graph.constant(0, np.float32), graph.constant(255, np.float32)
+        return graph.op("Clip", graph.op("Floor", summed), lowest, highest)
+
+
+def _kernel(graph: _Graph, spec: Preprocessing, away: str, *, near: bool) -> str:
+    """Return Pillow's filter at the distance `away`; `near`: it is within 1."""
+    if spec.interpolation == "bilinear":
+        return graph.op("Sub", graph.constant([1.0], np.float32), away)
+    a = _CUBIC_A
+    coefficients = (a + 2, -(a + 3), 0.0, 1.0) if near else (a, -5 * a, 8 * a, -4 * a)  # cubic convolution, Keys 1981
+    value = graph.constant([coefficients[0]], np.float32)
+    for coefficient in coefficients[1:]:
+        value = graph.op("Add", graph.op("Mul", value, away), graph.constant([coefficient], np.float32))
+    return value

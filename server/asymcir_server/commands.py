@@ -1,0 +1,158 @@
+"""The subcommands `asymcir gallery` and `asymcir serve`: arguments here, heavy imports inside the handlers."""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+DEFAULT_PORT = 50051
+
+Subparsers = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
+    """Add `asymcir gallery build` and `asymcir gallery info`."""
+    gallery = subparsers.add_parser("gallery", help="build a gallery from pictures, or look at one")
+    actions = gallery.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    build = actions.add_parser(
+        "build",
+        help="build the next snapshot of a gallery",
+        description="Encode pictures and write them as the next snapshot of a gallery. A picture that cannot be read "
+        "is listed in the snapshot's quarantine.jsonl with the reason. Servers that run keep their snapshot.",
+    )
+    build.add_argument("images", type=Path, metavar="IMAGES", help="a folder (recursive), a zip, or a .jsonl list")
+    build.add_argument("--bundle", type=Path, required=True, metavar="SERVER_BUNDLE", help="the server bundle")
+    build.add_argument("--out", type=Path, required=True, metavar="GALLERY", help="the gallery's folder")
+    build.add_argument(
+        "--target", choices=["union", "original", "sum"], default="union", help="target representation (default: union)"
+    )
+    build.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures per encoder run (default: 32)")
+    build.add_argument("--workers", type=int, default=0, metavar="N", help="decoding threads (default: one per core)")
+    build.add_argument("--threads", type=int, default=0, metavar="N", help="ONNX Runtime threads (default: its choice)")
+    build.add_argument(
+        "--replace-space", action="store_true", help="allow a snapshot of another target space than the current one"
+    )
+    build.set_defaults(run=run_gallery_build)
+
+    info = actions.add_parser("info", help="check a gallery and say what it holds")
+    info.add_argument("gallery", type=Path, metavar="GALLERY")
+    info.set_defaults(run=run_gallery_info)
+
+
+def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
+    """Add `asymcir serve`."""
+    serve = subparsers.add_parser(
+        "serve",
+        help="answer composed queries over gRPC",
+        description="Serve galleries over gRPC, with the standard health and reflection services. "
+        "SIGTERM and SIGINT let requests in flight end.",
+    )
+    serve.add_argument("--bundle", type=Path, required=True, metavar="SERVER_BUNDLE", help="the server bundle")
+    serve.add_argument(
+        "--gallery",
+        action="append",
+        required=True,
+        metavar="[NAME=]PATH",
+        help="a gallery; repeatable, the first answers where a request names none (NAME: the folder's name)",
+    )
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
+    )
+    serve.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"0 takes a free one (default: {DEFAULT_PORT})")
+    serve.add_argument("--port-file", type=Path, metavar="FILE", help="write the port here once the server is ready")
+    serve.add_argument("--threads", type=int, default=0, metavar="N", help="ONNX Runtime threads (default: its choice)")
+    serve.add_argument(
+        "--concurrency",
+        type=int,
+        default=max(2, os.cpu_count() or 1),
+        metavar="N",
+        help="requests computed at the same time (default: one per core, at least 2)",
+    )
+    serve.add_argument(
+        "--max-in-flight", type=int, default=64, metavar="N", help="requests computed or waiting (default: 64)"
+    )
+    serve.add_argument("--max-top-k", type=int, default=1000, metavar="N", help="most hits per answer (default: 1000)")
+    serve.add_argument(
+        "--drain-timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="for requests in flight at the end (default: 30)",
+    )
+    serve.set_defaults(run=run_serve)
+
+
+def run_gallery_build(args: argparse.Namespace) -> int:
+    """Run `asymcir gallery build`."""
+    from asymcir_server.bundle import ServerBundle
+    from asymcir_server.gallery import BuildConfig, build_gallery
+    from asymcir_server.gallery.progress import ProgressLine
+
+    config = BuildConfig(
+        target=args.target, batch_size=args.batch_size, workers=args.workers, replace_space=args.replace_space
+    )
+    bundle = ServerBundle.load(args.bundle, threads=args.threads)
+    line = ProgressLine(sys.stderr)
+    try:
+        report = build_gallery(args.images, bundle, args.out, config=config, progress=line.update)
+    finally:
+        line.close()
+    print(
+        f"{report.snapshot}: {report.size} pictures as {args.target}, {report.quarantined} quarantined, "
+        f"recall@10 {report.index_recall_at_10:.3f}, {report.elapsed_s:.1f} s"
+    )
+    return 0
+
+
+def run_gallery_info(args: argparse.Namespace) -> int:
+    """Run `asymcir gallery info`."""
+    from asymcir_server.gallery import Gallery
+
+    gallery = Gallery.open(args.gallery)
+    try:
+        for name in (
+            "version", "size", "embedding_width", "target", "target_space", "index_kind", "index_recall_at_10",
+        ):  # fmt: skip
+            print(f"{name:<20}{getattr(gallery, name)}")
+    finally:
+        gallery.close()
+    return 0
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    """Run `asymcir serve`."""
+    from asymcir_server.lifecycle import RetrievalServer, ServerConfig, serve
+    from asymcir_server.service import ServiceLimits
+
+    limits = ServiceLimits(concurrency=args.concurrency, max_in_flight=args.max_in_flight, max_top_k=args.max_top_k)
+    config = ServerConfig(host=args.host, port=args.port, limits=limits, drain_timeout_s=args.drain_timeout)
+
+    def announce(server: RetrievalServer) -> None:
+        print(f"serving {', '.join(folders)} on {server.address}", flush=True)
+
+    folders = parse_galleries(args.gallery)
+    serve(args.bundle, folders, config, threads=args.threads, port_file=args.port_file, on_ready=announce)
+    return 0
+
+
+def parse_galleries(values: list[str]) -> dict[str, Path]:
+    """Read `[NAME=]PATH` arguments.
+
+    Raises:
+        ListenError: a name is given twice.
+    """
+    from asymcir_server.errors import ListenError
+
+    folders: dict[str, Path] = {}
+    for value in values:
+        named = re.fullmatch(r"([A-Za-z0-9._-]+)=(.+)", value)
+        path = Path(named[2] if named else value)
+        name = named[1] if named else path.resolve().name
+        if name in folders:
+            raise ListenError(
+                f"two galleries are named {name}: give one a name of its own, as in --gallery other={path}"
+            )
+        folders[name] = path
+    return folders

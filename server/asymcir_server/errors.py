@@ -1,0 +1,66 @@
+"""Errors of the server package.
+
+AsymcirError (asymcir_protos)
+└── ServerError                  every error that this package adds
+    ├── RequestError             a request that cannot be understood; INVALID_ARGUMENT on the wire
+    │   └── ModifierError        a modifier that is too large or does not fit the text encoder's context
+    ├── SpaceMismatchError       two sides that were not made for each other; FAILED_PRECONDITION
+    ├── GalleryNotFoundError     no gallery of that name; NOT_FOUND
+    ├── UnavailableError         the server is starting or draining; UNAVAILABLE
+    ├── OverloadedError          too many requests in flight; RESOURCE_EXHAUSTED with a retry hint
+    ├── DeadlineError            the caller's deadline passed while the request waited; DEADLINE_EXCEEDED
+    ├── GalleryBuildError        a gallery that cannot be built as asked
+    └── ListenError              an address that cannot be listened on
+
+Bundles and galleries that are missing or damaged raise `BundleError` of asymcir_protos.
+"""
+
+from asymcir_protos import AsymcirError
+
+
+class ServerError(AsymcirError):
+    """Root of the errors that this package adds."""
+
+
+class RequestError(ServerError):
+    """The request cannot be understood: shapes, sizes, counts."""
+
+
+class ModifierError(RequestError):
+    """The modifier is larger than the limit, or does not fit the text encoder's context."""
+
+
+class SpaceMismatchError(ServerError):
+    """A word_space or target_space differs between two sides that must share it."""
+
+
+class GalleryNotFoundError(ServerError):
+    """The server holds no gallery of the name asked for."""
+
+
+class UnavailableError(ServerError):
+    """The server is starting or draining."""
+
+
+class OverloadedError(ServerError):
+    """More requests are in flight than the server admits.
+
+    Attributes:
+        retry_after_ms: how long a caller does well to wait.
+    """
+
+    def __init__(self, message: str, *, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class DeadlineError(ServerError):
+    """The caller's deadline passed before the request's turn came."""
+
+
+class GalleryBuildError(ServerError):
+    """The gallery cannot be built as asked: its sources, its folder, or its space."""
+
+
+class ListenError(ServerError):
+    """The server cannot listen on the address asked for."""

@@ -1,0 +1,7 @@
+"""Galleries: built from pictures as immutable snapshots, opened read-only, searched exactly."""
+
+from asymcir_server.gallery.build import BuildConfig, BuildReport, build_gallery
+from asymcir_server.gallery.sources import open_source
+from asymcir_server.gallery.store import Gallery, SearchResult
+
+__all__ = ["BuildConfig", "BuildReport", "Gallery", "SearchResult", "build_gallery", "open_source"]

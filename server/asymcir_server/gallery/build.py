@@ -1,0 +1,287 @@
+"""Building a gallery: pictures in, an immutable snapshot out.
+
+Worker threads read, decode and preprocess; this thread encodes whole batches and writes. The number of pictures on the
+way is bounded, so memory does not grow with the gallery. A picture that cannot be read goes to `quarantine.jsonl` with
+the reason, and the build goes on.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from asymcir_protos import ImageError, Preprocessing, decode_image, preprocess, write_manifest
+from asymcir_protos.manifest import GALLERY, MANIFEST_NAME
+from numpy.typing import NDArray
+
+from asymcir_server.bundle import ServerBundle
+from asymcir_server.errors import GalleryBuildError
+from asymcir_server.gallery.index import INDEX_KIND, MIN_RECALL, ReadOnlyIndex, measure_recall, write_index
+from asymcir_server.gallery.metadata import MetadataWriter
+from asymcir_server.gallery.snapshots import current_snapshot, lock_gallery, new_snapshot, publish
+from asymcir_server.gallery.sources import Entry, Rejected, Source, open_source
+from asymcir_server.gallery.vectors_file import VectorWriter
+from asymcir_server.targets import TargetEncoder
+from asymcir_server.vectors import usable_rows
+from asymcir_server.visual import VisualEncoder
+
+VECTORS_NAME = "vectors.npy"
+INDEX_NAME = "index.faiss"
+METADATA_NAME = "metadata.sqlite"
+QUARANTINE_NAME = "quarantine.jsonl"
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, int], None]
+"""Called with entries done, entries in all, and entries quarantined."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildConfig:
+    """How to build.
+
+    Attributes:
+        target: target type, "union", "original" or "sum".
+        batch_size: pictures per run of the visual encoder.
+        workers: threads that read and decode; 0: one per core, at most 8.
+        replace_space: allow a snapshot of another target space than the gallery's current one.
+    """
+
+    target: str = "union"
+    batch_size: int = 32
+    workers: int = 0
+    replace_space: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0:
+            raise GalleryBuildError(
+                f"expected a batch size above 0 and workers of 0 or more, got {self.batch_size} and {self.workers}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildReport:
+    """What was built.
+
+    Attributes:
+        snapshot: its folder.
+        version: its number, as answers name it.
+        size: N, pictures in it.
+        quarantined: pictures put aside.
+        index_recall_at_10: measured against brute force.
+        elapsed_s: wall clock.
+    """
+
+    snapshot: Path
+    version: str
+    size: int
+    quarantined: int
+    index_recall_at_10: float
+    elapsed_s: float
+
+
+def build_gallery(
+    images: Path,
+    bundle: ServerBundle,
+    out: Path,
+    *,
+    config: BuildConfig | None = None,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build the next snapshot of a gallery and make it the one that answers.
+
+    Args:
+        images: a folder (searched recursively), a zip, or a JSON-lines list.
+        bundle: makes the vectors.
+        out: the gallery; created where there is none.
+        config: defaults to `BuildConfig()`.
+        progress: called after every batch.
+
+    Raises:
+        GalleryBuildError: no usable picture, a folder that is something else, another space, another build running.
+        BundleError: the bundle does not fit its manifest.
+    """
+    started_s = time.monotonic()
+    config = config or BuildConfig()
+    target_space = bundle.target_space(config.target)
+    source = open_source(images)
+    with lock_gallery(out), _explain_write_errors(out):
+        if not config.replace_space:
+            _refuse_other_space(out, target_space)
+        with new_snapshot(out) as (folder, version):
+            size, quarantined = _write_items(source, bundle, folder, config, progress)
+            if size == 0:
+                raise GalleryBuildError(_explain_nothing(images, folder, quarantined))
+            recall = _write_index(folder)
+            write_manifest(
+                folder,
+                format=GALLERY,
+                properties={
+                    "version": version,
+                    "target": config.target,
+                    "target_space": target_space,
+                    "size": size,
+                    "embedding_width": bundle.text.embedding_width,
+                    "index_kind": INDEX_KIND,
+                    "index_recall_at_10": recall,
+                },
+            )
+            snapshot = publish(out, folder, version)
+    return BuildReport(
+        snapshot=snapshot,
+        version=version,
+        size=size,
+        quarantined=quarantined,
+        index_recall_at_10=recall,
+        elapsed_s=time.monotonic() - started_s,
+    )
+
+
+@contextlib.contextmanager
+def _explain_write_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error) as exc:
+        raise GalleryBuildError(
+            f"cannot write the gallery {out}: {exc}; the snapshot before stays, free space or choose another --out"
+        ) from exc
+
+
+def _refuse_other_space(out: Path, target_space: str) -> None:
+    try:
+        record = json.loads((current_snapshot(out) / MANIFEST_NAME).read_text(encoding="utf-8"))
+        held = record["properties"]["target_space"]
+    except Exception as exc:  # no gallery yet, or one so damaged that building it again is the way out
+        _log.debug("no current snapshot to compare with in %s: %s", out, exc)
+        return
+    if held != target_space:
+        raise GalleryBuildError(
+            f"the gallery {out} is of the target space {held}, this bundle and target make {target_space}: "
+            "choose another --out, or pass --replace-space if every server that opens it changes its bundle too"
+        )
+
+
+def _write_items(
+    source: Source, bundle: ServerBundle, folder: Path, config: BuildConfig, progress: Progress | None
+) -> tuple[int, int]:
+    total = len(source)
+    done = quarantined = 0
+    visual = VisualEncoder(bundle)
+    targets = TargetEncoder(bundle)
+    with contextlib.ExitStack() as stack:
+        vectors = VectorWriter(folder / VECTORS_NAME, bundle.text.embedding_width)
+        stack.callback(vectors.abort)
+        metadata = MetadataWriter(folder / METADATA_NAME)
+        stack.callback(metadata.close)
+        quarantine = stack.enter_context((folder / QUARANTINE_NAME).open("w", encoding="utf-8"))
+        batches = stack.enter_context(contextlib.closing(_decode(source, bundle.preprocessing, config)))
+        for entries, pixels, rejected in batches:
+            done += len(entries) + len(rejected)
+            if entries:
+                vectors_batch = targets.compute_targets(visual.encode_image(pixels), config.target)  # [b, E]
+                usable = usable_rows(vectors_batch)
+                for entry, vector, good in zip(entries, vectors_batch, usable, strict=True):
+                    reason = None
+                    if not good:
+                        reason = "the visual encoder gives it no direction (not finite, or zero)"
+                    elif not metadata.add(vectors.size, entry.id, entry.metadata):
+                        reason = "its id is taken by an earlier picture: ids must be unique"
+                    if reason is None:
+                        vectors.append(vector[None])
+                    else:
+                        rejected.append(Rejected(id=entry.id, path=entry.path, reason=reason))
+            for item in rejected:
+                _quarantine(quarantine, item)
+            quarantined += len(rejected)
+            if progress is not None:
+                progress(done, total, quarantined)
+        vectors.close()
+    return vectors.size, quarantined
+
+
+def _decode(
+    source: Source, spec: Preprocessing, config: BuildConfig
+) -> Generator[tuple[list[Entry], NDArray[np.uint8], list[Rejected]], None, None]:
+    """Yield decoded batches in the source's order: entries, their pixels [b, S, S, 3], and what was rejected."""
+    workers = config.workers or min(os.cpu_count() or 1, 8)
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        pending: deque[Rejected | tuple[Entry, Future[NDArray[np.uint8]]]] = deque()
+        items = iter(source)
+        entries: list[Entry] = []
+        pixels: list[NDArray[np.uint8]] = []
+        rejected: list[Rejected] = []
+        try:
+            while True:
+                for item in islice(items, config.batch_size + 2 * workers - len(pending)):
+                    pending.append(item if isinstance(item, Rejected) else (item, pool.submit(_load, item, spec)))
+                if not pending:
+                    break
+                first = pending.popleft()
+                if isinstance(first, Rejected):
+                    rejected.append(first)
+                else:
+                    entry, future = first
+                    try:
+                        pixels.append(future.result())
+                        entries.append(entry)
+                    except ImageError as exc:
+                        rejected.append(Rejected(id=entry.id, path=entry.path, reason=str(exc)))
+                if len(entries) == config.batch_size or len(rejected) >= config.batch_size:
+                    yield entries, _stack(pixels, spec), rejected
+                    entries, pixels, rejected = [], [], []
+            if entries or rejected:
+                yield entries, _stack(pixels, spec), rejected
+        finally:
+            for left in pending:
+                if not isinstance(left, Rejected):
+                    left[1].cancel()
+
+
+def _load(entry: Entry, spec: Preprocessing) -> NDArray[np.uint8]:
+    try:
+        return preprocess(decode_image(entry.read(), name=entry.id), spec)
+    except ImageError:
+        raise
+    except Exception as exc:  # decoders meet hostile files: whatever one raises concerns this picture only
+        _log.debug("decoding %s failed", entry.id, exc_info=True)
+        raise ImageError(f"cannot decode {entry.id}: {type(exc).__name__}: {exc}") from exc
+
+
+def _stack(pixels: list[NDArray[np.uint8]], spec: Preprocessing) -> NDArray[np.uint8]:
+    return np.stack(pixels) if pixels else np.empty((0, spec.size, spec.size, 3), dtype=np.uint8)
+
+
+def _quarantine(stream: TextIO, item: Rejected) -> None:
+    record = {"id": item.id, "path": item.path, "reason": item.reason}
+    line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
+    stream.write(f"{line}\n")
+
+
+def _write_index(folder: Path) -> float:
+    vectors: NDArray[np.float32] = np.load(folder / VECTORS_NAME, mmap_mode="r", allow_pickle=False)
+    write_index(vectors, folder / INDEX_NAME)
+    recall = measure_recall(ReadOnlyIndex(folder / INDEX_NAME), vectors)
+    if recall < MIN_RECALL:
+        raise GalleryBuildError(
+            f"the index finds {recall:.4f} of the true top 10, expected at least {MIN_RECALL}: this machine's FAISS "
+            "build answers wrongly, install another faiss-cpu"
+        )
+    return recall
+
+
+def _explain_nothing(images: Path, folder: Path, quarantined: int) -> str:
+    if quarantined == 0:
+        return f"no pictures in {images}: expected files such as .png, .jpg or .webp"
+    with (folder / QUARANTINE_NAME).open(encoding="utf-8") as stream:
+        first = json.loads(stream.readline())
+    return f"none of the {quarantined} pictures in {images} can be used; the first: {first['reason']}"

@@ -1,0 +1,83 @@
+"""A snapshot's ids and metadata in SQLite: items(row INTEGER PRIMARY KEY, id TEXT UNIQUE, metadata TEXT as JSON).
+
+`row` is the row in `vectors.npy` and in the index.
+"""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from asymcir_protos import BundleError
+
+_CHUNK = 500  # bound variables per statement; old SQLite builds allow 999
+
+
+class MetadataWriter:
+    """Writes the table of a snapshot that is being built; durable only once the snapshot is published."""
+
+    def __init__(self, path: Path) -> None:
+        """Create the table."""
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        # The file has no name that loads until it is complete and flushed, so a journal would guard nothing.
+        self._connection.execute("PRAGMA journal_mode = OFF")
+        self._connection.execute("PRAGMA synchronous = OFF")
+        self._connection.execute(
+            "CREATE TABLE items (row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, metadata TEXT NOT NULL)"
+        )
+
+    def add(self, row: int, identity: str, metadata: Mapping[str, Any]) -> bool:
+        """Add one item; returns False, and adds nothing, when the id is taken."""
+        text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))
+        cursor = self._connection.execute("INSERT OR IGNORE INTO items VALUES (?, ?, ?)", (row, identity, text))
+        return cursor.rowcount == 1
+
+    def close(self) -> None:
+        """Write everything out."""
+        self._connection.close()
+
+
+class MetadataReader:
+    """Reads the table of a published snapshot. Safe to share between threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the table read-only.
+
+        Raises:
+            BundleError: it cannot be read.
+        """
+        self._lock = threading.Lock()
+        try:
+            self._connection = sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
+            )
+            self.size = int(self._connection.execute("SELECT COUNT(*) FROM items").fetchone()[0])
+        except sqlite3.Error as exc:
+            raise BundleError(f"cannot read {path}: {exc}; build the gallery again") from exc
+
+    def ids(self, rows: Sequence[int]) -> dict[int, str]:
+        """Map rows to ids."""
+        return dict(self._select("SELECT row, id FROM items WHERE row IN", rows))
+
+    def rows(self, ids: Sequence[str]) -> dict[str, int]:
+        """Map ids to rows; unknown ids are left out."""
+        return dict(self._select("SELECT id, row FROM items WHERE id IN", ids))
+
+    def metadata(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Map ids to metadata; unknown ids are left out."""
+        found = self._select("SELECT id, metadata FROM items WHERE id IN", ids)
+        return {identity: json.loads(text) for identity, text in found}
+
+    def close(self) -> None:
+        """Close the table."""
+        with self._lock:
+            self._connection.close()
+
+    def _select(self, statement: str, keys: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        for start in range(0, len(keys), _CHUNK):
+            chunk = list(keys[start : start + _CHUNK])
+            with self._lock:
+                found = self._connection.execute(f"{statement} ({','.join('?' * len(chunk))})", chunk).fetchall()
+            yield from found

@@ -1,0 +1,47 @@
+"""The progress line of a build: one line that moves on a terminal, one line every ten seconds elsewhere."""
+
+import time
+from typing import TextIO
+
+_TERMINAL_INTERVAL_S = 0.2
+_LOG_INTERVAL_S = 10.0
+
+
+class ProgressLine:
+    """Writes how far a build is, its rate and the time left.
+
+    Args:
+        stream: where to, usually stderr.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        """Start the clock."""
+        self._stream = stream
+        self._moves = stream.isatty()
+        self._interval_s = _TERMINAL_INTERVAL_S if self._moves else _LOG_INTERVAL_S
+        self._started_s = time.monotonic()
+        self._written_s = self._started_s
+
+    def update(self, done: int, total: int, quarantined: int) -> None:
+        """Report; writes only when the interval has passed.
+
+        Args:
+            done: entries finished, quarantined ones included.
+            total: entries that there are.
+            quarantined: how many were put aside.
+        """
+        now_s = time.monotonic()
+        if now_s - self._written_s < self._interval_s:
+            return
+        self._written_s = now_s
+        rate = done / max(now_s - self._started_s, 1e-9)
+        left_s = (total - done) / rate if rate > 0 else 0.0
+        line = f"{done}/{total} pictures, {rate:.0f}/s, {left_s:.0f} s left, {quarantined} quarantined"
+        self._stream.write(f"\r{line:<78}" if self._moves else f"{line}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Clear the moving line."""
+        if self._moves:
+            self._stream.write(f"\r{'':<78}\r")
+            self._stream.flush()

@@ -1,0 +1,135 @@
+"""A gallery's folder on disk: numbered immutable snapshots, the pointer to the current one, and the builder's lock.
+
+    GALLERY/CURRENT                 one line, the number of the snapshot that answers; replaced atomically
+    GALLERY/snapshots/000001/       an immutable bundle
+    GALLERY/snapshots/.building-*   a snapshot being written; has no name that loads
+    GALLERY/.build.lock             held (flock) by the one build that may run
+
+A builder may die at any point: until CURRENT is replaced the old snapshot answers, and after it the new one is complete
+and on disk.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from asymcir_protos import BundleError
+from asymcir_protos.manifest import write_atomically
+
+from asymcir_server.errors import GalleryBuildError
+
+CURRENT_NAME = "CURRENT"
+SNAPSHOTS_NAME = "snapshots"
+LOCK_NAME = ".build.lock"
+_BUILDING_PREFIX = ".building-"
+_NUMBER = re.compile(r"\d{6,}")
+
+
+def current_snapshot(gallery: Path) -> Path:
+    """Return the folder of the snapshot that answers.
+
+    Raises:
+        BundleError: no gallery, or a damaged pointer.
+    """
+    pointer = gallery / CURRENT_NAME
+    try:
+        version = pointer.read_text(encoding="utf-8").strip()
+    except FileNotFoundError as exc:
+        raise BundleError(
+            f"{gallery} holds no finished gallery (no {CURRENT_NAME}): build one with `asymcir gallery build`"
+        ) from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise BundleError(f"cannot read {pointer}: {exc}; build the gallery again") from exc
+    if not _NUMBER.fullmatch(version):
+        raise BundleError(f"{pointer} is damaged (expected a number like 000001): build the gallery again")
+    return gallery / SNAPSHOTS_NAME / version
+
+
+def is_gallery(folder: Path) -> bool:
+    """Say whether a folder is a gallery, finished or just begun."""
+    return (folder / CURRENT_NAME).is_file() or (folder / LOCK_NAME).is_file()
+
+
+@contextmanager
+def lock_gallery(gallery: Path) -> Iterator[None]:
+    """Hold a gallery for one build, creating its folder where there is none.
+
+    The lock goes with the process, so a killed build leaves none behind. What a killed build left half-written is
+    removed here, where no other build can be running.
+
+    Raises:
+        GalleryBuildError: another build holds it, or the folder is something else and not empty.
+    """
+    if gallery.exists() and not gallery.is_dir():
+        raise GalleryBuildError(f"{gallery} exists and is not a folder: choose another --out")
+    try:
+        if gallery.is_dir() and not is_gallery(gallery) and any(gallery.iterdir()):
+            raise GalleryBuildError(f"{gallery} exists, is not empty and is not a gallery: choose another --out")
+        (gallery / SNAPSHOTS_NAME).mkdir(parents=True, exist_ok=True)
+        handle = os.open(gallery / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as exc:
+        raise GalleryBuildError(f"cannot write to {gallery}: {exc.strerror}; choose another --out") from exc
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise GalleryBuildError(
+                f"another build is running in {gallery}: wait for it, or choose another --out"
+            ) from exc
+        _remove_leftovers(gallery)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def new_snapshot(gallery: Path) -> Iterator[tuple[Path, str]]:
+    """Give a hidden folder to write the next snapshot into; call `publish` on it, or it is removed at the end.
+
+    Yields:
+        The hidden folder, and the version it will have.
+    """
+    taken = [int(path.name) for path in (gallery / SNAPSHOTS_NAME).iterdir() if _NUMBER.fullmatch(path.name)]
+    version = f"{max(taken, default=0) + 1:06d}"
+    folder = gallery / SNAPSHOTS_NAME / f"{_BUILDING_PREFIX}{version}"
+    folder.mkdir()
+    try:
+        yield folder, version
+    finally:
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(gallery: Path, folder: Path, version: str) -> Path:
+    """Make a written snapshot the one that answers: flush it to disk, give it its name, then move the pointer.
+
+    Returns:
+        The snapshot's folder.
+    """
+    for path in folder.iterdir():
+        _flush(path)
+    _flush(folder)
+    snapshot = gallery / SNAPSHOTS_NAME / version
+    folder.rename(snapshot)
+    _flush(snapshot.parent)
+    write_atomically(gallery / CURRENT_NAME, f"{version}\n")
+    return snapshot
+
+
+def _remove_leftovers(gallery: Path) -> None:
+    for path in (gallery / SNAPSHOTS_NAME).glob(f"{_BUILDING_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in gallery.glob(f".{CURRENT_NAME}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

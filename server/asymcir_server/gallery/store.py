@@ -1,0 +1,123 @@
+"""An open gallery: the current snapshot, read-only."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from asymcir_protos import BundleError, read_manifest
+from asymcir_protos.manifest import GALLERY
+from numpy.typing import NDArray
+
+from asymcir_server.errors import RequestError, SpaceMismatchError
+from asymcir_server.gallery.build import INDEX_NAME, METADATA_NAME
+from asymcir_server.gallery.index import ReadOnlyIndex
+from asymcir_server.gallery.metadata import MetadataReader
+from asymcir_server.gallery.snapshots import current_snapshot
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchResult:
+    """Hits of b queries, best first.
+
+    Attributes:
+        ids: b lists of k ids.
+        scores: [b, k], inner products, which are cosines for L2-normalised queries.
+    """
+
+    ids: list[list[str]]
+    scores: NDArray[np.float32]
+
+
+class Gallery:
+    """One snapshot, verified and open for search. Safe to share between threads.
+
+    It stays the same snapshot for as long as it is open, whatever is built meanwhile.
+
+    Attributes:
+        folder: the gallery.
+        version: the snapshot's number.
+        target, target_space: target type and the digest of its space.
+        size, embedding_width: N and E.
+        index_kind, index_recall_at_10: the index and its measured recall.
+    """
+
+    def __init__(self, folder: Path, snapshot: Path) -> None:
+        """Verify and open one snapshot; use `open`, which finds the current one and checks its space."""
+        manifest = read_manifest(snapshot, format=GALLERY)
+        self.folder = folder
+        try:
+            self.version = str(manifest.require("version"))
+            self.target = str(manifest.require("target"))
+            self.target_space = str(manifest.require("target_space"))
+            self.size = int(manifest.require("size"))
+            self.embedding_width = int(manifest.require("embedding_width"))
+            self.index_kind = str(manifest.require("index_kind"))
+            self.index_recall_at_10 = float(manifest.require("index_recall_at_10"))
+        except (TypeError, ValueError) as exc:
+            raise BundleError(f"the manifest of {snapshot} cannot be used ({exc}): build the gallery again") from exc
+        for name in (INDEX_NAME, METADATA_NAME):
+            if name not in manifest.files:
+                raise BundleError(f"{snapshot} has no {name} in its manifest: build the gallery again")
+        self._index = ReadOnlyIndex(snapshot / INDEX_NAME)
+        self._metadata = MetadataReader(snapshot / METADATA_NAME)
+        found = (self._index.size, self._index.width, self._metadata.size)
+        if found != (self.size, self.embedding_width, self.size):
+            raise BundleError(
+                f"{snapshot}: the manifest says {self.size} x {self.embedding_width}, the index holds "
+                f"{found[0]} x {found[1]} and the metadata {found[2]} items: build the gallery again"
+            )
+
+    @classmethod
+    def open(cls, folder: Path, target_spaces: Mapping[str, str] | None = None) -> "Gallery":
+        """Open a gallery's current snapshot.
+
+        Args:
+            folder: the gallery.
+            target_spaces: target type -> space that the server bundle makes; None opens it for a look only.
+
+        Raises:
+            BundleError: no gallery, or a damaged one.
+            SpaceMismatchError: its target space is none of these.
+        """
+        if not folder.is_dir():
+            raise BundleError(f"no gallery at {folder}: build one with `asymcir gallery build`, or check the path")
+        gallery = cls(folder, current_snapshot(folder))
+        if target_spaces is not None and gallery.target_space not in target_spaces.values():
+            gallery.close()
+            makes = ", ".join(f"{target} {space}" for target, space in target_spaces.items())
+            raise SpaceMismatchError(
+                f"the gallery {folder} is of the target space {gallery.target_space} ({gallery.target}), the server "
+                f"bundle works in {makes}: build the gallery again with this bundle, or serve it with its own"
+            )
+        return gallery
+
+    def search(self, query: NDArray[np.float32], top_k: int, excluded_ids: Sequence[str] = ()) -> SearchResult:
+        """Search exactly.
+
+        Args:
+            query: [b, E], L2-normalised.
+            top_k: hits per query; fewer come back when the gallery, less the excluded, holds fewer.
+            excluded_ids: never answered; unknown ids are ignored.
+
+        Raises:
+            RequestError: query is not [b, E], or top_k is not above 0.
+        """
+        if query.ndim != 2 or query.shape[1] != self.embedding_width:
+            raise RequestError(f"expected queries [b, {self.embedding_width}], got {list(query.shape)}")
+        if top_k < 1:
+            raise RequestError(f"expected top_k above 0, got {top_k}")
+        excluded = np.array(sorted(self._metadata.rows(list(dict.fromkeys(excluded_ids))).values()), dtype=np.int64)
+        scores, rows = self._index.search(query, top_k, excluded if len(excluded) else None)
+        names = self._metadata.ids(np.unique(rows).tolist())
+        return SearchResult(ids=[[names[int(row)] for row in found] for found in rows], scores=scores)
+
+    def metadata(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the metadata of items, in the order of the ids; an unknown id has none ({})."""
+        found = self._metadata.metadata(ids)
+        return [found.get(identity, {}) for identity in ids]
+
+    def close(self) -> None:
+        """Close the metadata."""
+        self._metadata.close()

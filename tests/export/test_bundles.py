@@ -1,0 +1,163 @@
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from asymcir_edge import DeviceBundle, QueryEncoder
+from asymcir_export import ExportError, ParityError, export_device_bundle, export_server_bundle
+from asymcir_protos import preprocess, read_image, read_manifest
+from asymcir_protos.manifest import DEVICE_BUNDLE, SERVER_BUNDLE
+from asymcir_server.bundle import ServerBundle
+from asymcir_server.text_encoder import TextEncoder
+from asymcir_training import Foundation, LightEncoder, UnionHead
+
+SOURCES = [{"name": "tests", "licence": "Apache-2.0", "url": "https://example.org"}]
+
+
+@pytest.fixture(scope="module")
+def device_bundle(tmp_path_factory: pytest.TempPathFactory, light_encoder: LightEncoder, pictures: Path) -> Path:
+    out = tmp_path_factory.mktemp("device") / "bundle"
+    export_device_bundle(light_encoder, out, word_space="ab" * 32, foundation="f", pictures=pictures, sources=SOURCES)
+    return out
+
+
+@pytest.fixture(scope="module")
+def causal_bundle(
+    tmp_path_factory: pytest.TempPathFactory, causal_foundation: Foundation, union_head: UnionHead, pictures: Path
+) -> Path:
+    out = tmp_path_factory.mktemp("causal") / "bundle"
+    export_server_bundle(causal_foundation, union_head, out, pictures=pictures, sources=SOURCES)
+    return out
+
+
+def test_the_device_bundle_describes_itself(device_bundle: Path) -> None:
+    manifest = read_manifest(device_bundle, format=DEVICE_BUNDLE)
+    assert manifest.properties["sentence_length"] == 6
+    assert manifest.properties["word_width"] == 48
+    assert manifest.properties["encoders"] == {"fp32": "encoder.onnx"}
+    assert manifest.properties["weight_storage"] == "fp32"
+    assert manifest.properties["coreml"]["operators"]["conv"] > 10
+    assert manifest.sources == SOURCES
+    assert manifest.parity["sentence_tokens"]["cosine_min"] > 0.9999
+    assert "not verified" in manifest.parity["coreml"] or manifest.parity["coreml"]["cosine_min"] > 0.99
+    assert [path.name for path in device_bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_the_device_encoder_reads_pictures_of_any_size(device_bundle: Path, light_encoder: LightEncoder) -> None:
+    encoder = QueryEncoder(DeviceBundle.load(device_bundle))
+    generator = np.random.default_rng(0)
+    for height, width in [(1, 1), (64, 64), (31, 97), (640, 401)]:
+        picture = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        spec = light_encoder.preprocessing
+        square = (preprocess(picture, spec) / 255 - np.array(spec.mean)) / np.array(spec.std)
+        with torch.inference_mode():
+            expected = light_encoder(torch.tensor(square, dtype=torch.float32).permute(2, 0, 1)[None])[0].numpy()
+        assert np.abs(encoder.encode_image(picture) - expected).max() < 0.02
+
+
+def test_the_causal_server_bundle_describes_itself(causal_bundle: Path, causal_foundation: Foundation) -> None:
+    manifest = read_manifest(causal_bundle, format=SERVER_BUNDLE)
+    assert manifest.properties["word_space"] == causal_foundation.word_space()
+    assert set(manifest.properties["target_spaces"]) == {"union", "original", "sum"}
+    assert manifest.properties["text"]["causal"] is True
+    assert manifest.properties["text"]["word_embedding_scales"] is None
+    for name in ("text_features", "image_features", "target", "target_end_to_end"):
+        assert manifest.parity[name]["cosine_min"] > 0.9999, name
+    assert manifest.parity["gate"]["max_abs_difference"] < 1e-3
+    assert manifest.parity["tokenizer"] == {**manifest.parity["tokenizer"], "strings": 10_000, "differences": 0}
+    bundle = ServerBundle.load(causal_bundle)
+    assert bundle.text_session()[1] == {"word_embeddings", "pool_index"}  # a causal tower needs no mask
+
+
+def test_batches_of_any_size_and_length_agree_with_the_foundation(
+    causal_bundle: Path, causal_foundation: Foundation
+) -> None:
+    encoder = TextEncoder(ServerBundle.load(causal_bundle))
+    texts = ["", "a", "a photo of a red hat", "!? " * 20, "the same but in blue " * 3]
+    expected = causal_foundation.encode_text(texts).numpy()
+    assert np.abs(encoder.encode_text(texts) - expected).max() < 1e-4
+    for text, row in zip(texts, expected, strict=True):
+        assert np.abs(encoder.encode_text([text])[0] - row).max() < 1e-4
+
+
+def test_a_bidirectional_tower_keeps_its_mask(
+    tmp_path: Path, bert_foundation: Foundation, union_head: UnionHead, pictures: Path
+) -> None:
+    out = tmp_path / "bundle"
+    manifest = export_server_bundle(
+        bert_foundation, union_head, out, pictures=pictures, storage="int8", union_storage="fp16", table_storage="int8"
+    )
+    assert manifest.properties["text"]["causal"] is False
+    assert manifest.properties["text"]["word_embedding_scales"] == "word_embedding_scales.npy"
+    assert manifest.properties["tokenizer"]["clean"] == "whitespace"
+    bundle = ServerBundle.load(out)
+    assert bundle.text_session()[1] == {"word_embeddings", "attention_mask"}
+    texts = ["a", "that red photo of a thing", ""]
+    found, expected = TextEncoder(bundle).encode_text(texts), bert_foundation.encode_text(texts).numpy()
+    cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosines.min() > 0.995
+
+
+def test_an_existing_output_is_refused_without_force(
+    device_bundle: Path, light_encoder: LightEncoder, pictures: Path, tmp_path: Path
+) -> None:
+    def export(out: Path, *, force: bool) -> None:
+        export_device_bundle(
+            light_encoder, out, word_space="cd" * 32, foundation="f", pictures=pictures, coreml=False, force=force
+        )
+
+    before = (device_bundle / "manifest.json").read_bytes()
+    with pytest.raises(ExportError, match="exists: choose another"):
+        export(device_bundle, force=False)
+    assert (device_bundle / "manifest.json").read_bytes() == before
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "old").write_text("old")
+    export(out, force=True)
+    assert read_manifest(out, format=DEVICE_BUNDLE).properties["word_space"] == "cd" * 32
+    assert not (out / "old").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_planted_fault_fails_parity_and_leaves_nothing(
+    tmp_path: Path, light_encoder: LightEncoder, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    perturb_written_weights(monkeypatch)
+    with pytest.raises(ParityError, match=r"sentence_tokens: the exported fp32 model differs"):
+        export_device_bundle(
+            light_encoder, tmp_path / "b", word_space="ab" * 32, foundation="f", pictures=pictures, coreml=False
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_union_head_of_another_width_is_refused(
+    tmp_path: Path, causal_foundation: Foundation, pictures: Path
+) -> None:
+    with pytest.raises(ExportError, match="16 wide"):
+        export_server_bundle(causal_foundation, UnionHead(16), tmp_path / "b", pictures=pictures)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_pictures_are_refused(tmp_path: Path, light_encoder: LightEncoder) -> None:
+    with pytest.raises(ExportError, match="2 or more pictures"):
+        export_device_bundle(light_encoder, tmp_path / "b", word_space="a", foundation="f", pictures=tmp_path)
+
+
+def perturb_written_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the writer change one large weight, as a broken conversion would."""
+    from asymcir_export import bundles
+    from onnx import ModelProto, numpy_helper
+
+    original = bundles.store_lean
+
+    def store_wrong(model: ModelProto, storage: str) -> ModelProto:
+        lean = original(model, storage)
+        tensor = max(lean.graph.initializer, key=lambda item: len(item.raw_data))
+        weight = numpy_helper.to_array(tensor).copy()
+        weight[: len(weight) // 2] *= -1.5
+        tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+        return lean
+
+    monkeypatch.setattr(bundles, "store_lean", store_wrong)

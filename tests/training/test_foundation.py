@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from asymcir_protos import preprocess
+from asymcir_training import Foundation, FoundationError, UnionHead, load_foundation
+from PIL import Image
+from tiny_foundations import SIZE, WIDTH
+
+TEXTS = ["a photo of a cat", "a red dog", "", "a photo of a blue cat that is a dog"]
+
+
+def test_text_from_word_embeddings_equals_open_clips_own_text_encoder(foundation: Foundation) -> None:
+    expected = foundation.model.encode_text(foundation.open_clip_tokenizer(TEXTS))
+    torch.testing.assert_close(foundation.encode_text(TEXTS), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_images_equal_open_clips_own_preprocessing_and_encoder(foundation: Foundation) -> None:
+    import open_clip
+
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    theirs = open_clip.image_transform(
+        SIZE, is_train=False, mean=foundation.preprocessing.mean, std=foundation.preprocessing.std, interpolation="bicubic"
+    )(Image.fromarray(pixels))
+    ours = foundation.normalise_pixels(torch.tensor(preprocess(pixels, foundation.preprocessing))[None])
+    assert (ours[0] - theirs).abs().max() < 0.02  # one grey level
+    with torch.no_grad():
+        torch.testing.assert_close(
+            foundation.encode_pixels(theirs[None]), foundation.model.encode_image(theirs[None]), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_sentence_tokens_that_are_word_embeddings_give_the_text_of_those_words(foundation: Foundation) -> None:
+    ids = foundation.tokenize("cat dog")
+    tokens = foundation.word_embedding_table()[ids][None]
+    composed = foundation.compose_query(tokens, ["is blue"])
+    torch.testing.assert_close(composed, foundation.encode_text(["a photo of cat dog that is blue"]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        foundation.compose_query(tokens), foundation.encode_text(["a photo of cat dog"]), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_composition_does_not_depend_on_the_batch(foundation: Foundation) -> None:
+    tokens = torch.randn(3, 6, WIDTH, generator=torch.Generator().manual_seed(0))
+    modifiers = ["is red", "", "is a blue dog that has a red cat"]
+    together = foundation.compose_query(tokens, modifiers)
+    for row, modifier in enumerate(modifiers):
+        alone = foundation.compose_query(tokens[row : row + 1], [modifier])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_reach_the_tokens_and_nothing_of_the_foundation(foundation: Foundation) -> None:
+    tokens = torch.randn(2, 6, WIDTH, requires_grad=True)
+    foundation.compose_query(tokens, ["is red", ""]).square().sum().backward()
+    assert tokens.grad is not None and tokens.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in foundation.parameters())
+    assert not foundation.train().model.training
+
+
+def test_patches_lie_in_the_joint_space(foundation: Foundation) -> None:
+    pixels = torch.randn(2, 3, SIZE, SIZE)
+    patches = foundation.encode_patches(pixels)
+    assert patches.ndim == 3 and patches.shape[0] == 2 and patches.shape[2] == WIDTH
+    if hasattr(foundation.model.visual, "trunk"):  # average pooling and a linear head commute
+        torch.testing.assert_close(patches.mean(dim=1), foundation.encode_pixels(pixels), rtol=1e-3, atol=1e-4)
+
+
+def test_spaces_name_the_model(clip_folder: Path, bert_folder: Path) -> None:
+    first, again = load_foundation(f"local-dir:{clip_folder}"), load_foundation(f"local-dir:{clip_folder}")
+    other = load_foundation(f"local-dir:{bert_folder}")
+    assert first.word_space() == again.word_space() != other.word_space()
+    torch.manual_seed(0)
+    head = UnionHead(WIDTH)
+    spaces = first.target_spaces(head)
+    assert sorted(spaces) == ["original", "sum", "union"] and len(set(spaces.values())) == 3
+    assert spaces == again.target_spaces(head)
+    with torch.no_grad():
+        next(again.model.visual.parameters()).add_(1e-3)
+        assert first.word_space() == again.word_space()
+        assert all(spaces[target] != space for target, space in again.target_spaces(head).items())
+        next(head.parameters()).add_(1e-3)
+    changed = first.target_spaces(head)
+    assert changed["union"] != spaces["union"] and changed["original"] == spaces["original"]
+
+
+def test_causal_or_not_is_read_from_the_model(clip_folder: Path, bert_folder: Path) -> None:
+    assert load_foundation(f"local-dir:{clip_folder}").causal
+    assert not load_foundation(f"local-dir:{bert_folder}").causal
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "words"),
+    [
+        ("ViT-L-41", "openai", "nearest: .*ViT-L-14"),
+        ("ViT-B-32", None, "needs pretrained weights"),
+        ("ViT-B-32", "no-such-tag", "cannot load the foundation"),
+        ("local-dir:/nowhere/at/all", None, "cannot load the foundation"),
+    ],
+)
+def test_what_cannot_be_loaded_says_what_to_do(name: str, pretrained: str | None, words: str) -> None:
+    with pytest.raises(FoundationError, match=words):
+        load_foundation(name, pretrained)

@@ -1,0 +1,92 @@
+"""Align a visual tower to a frozen text tower, for those who bring no pretrained foundation.
+
+LiT-style (locked-image tuning turned round): the text tower is locked, the visual tower learns to put a picture where the
+text tower puts its names. Every name of the training set is a candidate, so small batches do.
+
+Notation: n pictures, C classes (names), K wordings of a name, E joint-embedding width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from asymcir_protos import Preprocessing
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from asymcir_training.loop import LoopConfig, cosine_schedule, parameter_groups, run_steps
+from asymcir_training.pictures import Augmentation, augment, batch_at, gather
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlignConfig:
+    """Learning rates, batch and augmentation of the alignment."""
+
+    batch: int = 96
+    trunk_lr: float = 5e-4
+    head_lr: float = 2e-3
+    weight_decay: float = 0.05
+    start_scale: float = 20.0
+    largest_scale: float = 60.0
+    clip_norm: float = 5.0
+    augmentation: Augmentation = Augmentation()
+
+
+def align_visual_tower(
+    trunk: nn.Module,
+    head: nn.Module,
+    *,
+    encode: Callable[[Tensor], Tensor],
+    preprocessing: Preprocessing,
+    pictures: Sequence[NDArray[np.uint8]],
+    labels: NDArray[np.int64],
+    wordings: Tensor,
+    config: AlignConfig,
+    loop: LoopConfig,
+) -> float:
+    """Train trunk and head so that a picture's embedding is nearest to the embeddings of its own name.
+
+    Args:
+        trunk, head: the parts of the visual tower, at their own learning rates; changed in place.
+        encode: pixels [b, 3, S, S] normalised -> image features [b, E] through both.
+        preprocessing: mean and std to normalise with.
+        pictures: arrays [n_i, S, S, 3] uint8, together n.
+        labels: [n], the class of each.
+        wordings: [C, K, E], text embeddings of K wordings of each name, L2-normalised.
+        config, loop: see their classes.
+
+    Returns:
+        The learned logit scale.
+    """
+    scale = nn.Parameter(torch.tensor(float(np.log(config.start_scale))))
+    holder = nn.ParameterDict({"log_scale": scale})
+    groups = parameter_groups({trunk: config.trunk_lr, head: config.head_lr, holder: 1e-3}, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, eps=1e-6)
+    mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * 255.0
+    std = torch.tensor(preprocessing.std).view(1, 3, 1, 1) * 255.0
+    classes, choices, _ = wordings.shape
+    trunk.train()
+
+    def step(number: int) -> dict[str, float]:
+        cosine_schedule(optimizer, number=number, steps=loop.steps, warmup=min(100, loop.steps // 10 + 1))
+        index = batch_at(len(labels), config.batch, seed=loop.seed, number=number)
+        pixels = (augment(gather(pictures, index), config.augmentation) - mean) / std
+        embedding = functional.normalize(encode(pixels.contiguous(memory_format=torch.channels_last)), dim=-1)
+        names = wordings[torch.arange(classes), torch.randint(choices, (classes,))]  # [C, E], one wording of each
+        logits = scale.exp().clamp_max(config.largest_scale) * embedding @ names.T  # [b, C]
+        target = torch.from_numpy(labels[index])
+        loss = functional.cross_entropy(logits, target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([*trunk.parameters(), *head.parameters()], config.clip_norm)
+        optimizer.step()
+        hit = (logits.argmax(dim=1) == target).float().mean()
+        return {"loss": loss.item(), "hit": hit.item(), "scale": scale.exp().item()}
+
+    parts = {"trunk": trunk, "head": head, "scale": holder, "optimizer": optimizer}
+    identity = {"trainer": "align", "pictures": len(labels), "classes": classes, "batch": config.batch}
+    run_steps(loop, identity=identity, parts=parts, step=step)
+    trunk.eval()
+    return scale.exp().clamp_max(config.largest_scale).item()

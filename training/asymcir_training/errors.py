@@ -1,0 +1,26 @@
+"""Errors of the training package.
+
+AsymcirError
+└── TrainingError
+    ├── FoundationError      a model, tag or checkpoint that cannot be had or cannot serve as a foundation
+    ├── CheckpointError      a checkpoint folder that is missing, damaged or of another kind
+    └── DataError            pictures, phrases or triplets that cannot be trained on
+"""
+
+from asymcir_protos import AsymcirError
+
+
+class TrainingError(AsymcirError):
+    """Root of the training package's errors."""
+
+
+class FoundationError(TrainingError):
+    """The foundation cannot be loaded, or has a part that asymcir cannot use."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint folder is missing, damaged or of another kind."""
+
+
+class DataError(TrainingError):
+    """The data cannot be trained on."""

@@ -1,0 +1,273 @@
+"""The frozen vision-language foundation behind one small interface, over open_clip.
+
+Works for every open_clip pretrained tag, a local checkpoint of a known architecture, and a folder with open_clip's own
+config and weights ("local-dir:FOLDER"). Nothing else in asymcir knows open_clip.
+
+Notation: b batch, T tokens, L sentence tokens, D word-embedding width, E joint-embedding width, S picture side.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import open_clip
+import torch
+from asymcir_protos import Preprocessing
+from torch import Tensor, nn
+from torch.nn import functional
+
+from asymcir_training.digests import digest
+from asymcir_training.errors import FoundationError
+from asymcir_training.prompts import NULL_PROMPT, PROMPTS, TOKENS_MODIFIER_PROMPT, TOKENS_PROMPT
+from asymcir_training.text_towers import build_text_tower
+from asymcir_training.words import WordTokenizer
+
+_SPACE_VERSION = 1
+
+
+class Foundation(nn.Module):
+    """A frozen open_clip model in eval mode.
+
+    Attributes:
+        name: how it was asked for, for manifests.
+        word_width: D.
+        embedding_width: E.
+        context_length: most tokens in a row, start and end included.
+        vocabulary_size: rows of the word-embedding table.
+        causal: whether the text tower is causal, so that a batch may be cut at its longest end-of-text.
+        pads_to_context: whether it attends to padding, so that rows must be padded to the whole context.
+        preprocessing: how pictures come in.
+    """
+
+    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        self.words = WordTokenizer(tokenizer)
+        self.text = build_text_tower(model)
+        self.preprocessing = _read_preprocessing(model)
+        table = self.word_embedding_table()
+        self.vocabulary_size, self.word_width = int(table.shape[0]), int(table.shape[1])
+        self.embedding_width = int(self.text.embedding_width)
+        self.causal = bool(self.text.causal)
+        self.pads_to_context = bool(self.text.pads_to_context)
+        context = getattr(tokenizer, "context_length", None) or getattr(model, "context_length", None)
+        self.context_length = int(context or model.text.context_length)
+
+    @property
+    def start_ids(self) -> list[int]:
+        """Token ids before the words."""
+        return self.words.start_ids
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Token ids after the words; the last one is where a causal tower pools."""
+        return self.words.end_ids
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills rows."""
+        return self.words.pad_id
+
+    @property
+    def text_clean(self) -> str:
+        """The cleaning before tokenisation: "whitespace", "lower" or "canonicalize"."""
+        return self.words.clean
+
+    @property
+    def open_clip_tokenizer(self) -> Any:
+        """open_clip's own tokenizer object."""
+        return self.words.open_clip_tokenizer
+
+    def train(self, mode: bool = True) -> "Foundation":
+        """Stay in eval mode: a foundation is frozen, its dropout and batch statistics too."""
+        del mode
+        return super().train(False)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids of a text's words, cleaned, without special tokens."""
+        return self.words.tokenize(text)
+
+    def word_embedding_table(self) -> Tensor:
+        """Return the word-embedding table [V, D]."""
+        weight: Tensor = self.text.word_embedding.weight
+        return weight
+
+    def encode_words(self, word_embeddings: Tensor, attention_mask: Tensor, pool_index: Tensor) -> Tensor:
+        """Run the text tower from word embeddings.
+
+        Args:
+            word_embeddings: [b, T, D].
+            attention_mask: [b, T], int64, 1 for words and 0 for padding.
+            pool_index: [b], int64, position of the last end token.
+
+        Returns:
+            text_features [b, E], not normalised.
+        """
+        return self.text(word_embeddings, attention_mask, pool_index)
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Run the visual tower: [b, 3, S, S] normalised pixels -> image_features [b, E], not normalised."""
+        features = self.model.visual(pixels)
+        return features[0] if isinstance(features, tuple) else features
+
+    def normalise_pixels(self, pixels: Tensor) -> Tensor:
+        """Turn [b, S, S, 3] uint8 into [b, 3, S, S] float, normalised."""
+        return normalise_pixels(pixels, self.preprocessing)
+
+    def encode_patches(self, pixels: Tensor) -> Tensor:
+        """Return patch embeddings projected into the joint space: [b, 3, S, S] -> [b, P, E], not normalised.
+
+        Raises:
+            FoundationError: a visual tower without a projection that applies to single patches.
+        """
+        visual = self.model.visual
+        if hasattr(visual, "trunk"):  # timm: the pooled features are a linear map of the feature map's mean
+            features = visual.trunk.forward_features(pixels)
+            if features.ndim == 4:
+                features = features.flatten(2).transpose(1, 2)  # [b, P, c]
+            return visual.head(features)
+        if getattr(visual, "attn_pool", None) is not None or not hasattr(visual, "ln_post"):
+            raise FoundationError(f"the visual tower {type(visual).__name__} has no per-patch projection into the joint space")
+        found = visual.forward_intermediates(pixels, indices=1, normalize_intermediates=True, output_fmt="NLC")
+        patches = found["image_intermediates"][-1]
+        return patches @ visual.proj if visual.proj is not None else patches
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Encode plain texts: text_features [b, E], not normalised. Longer texts are cut to the context."""
+        return self._encode_rows([self.tokenize(text) for text in texts], None, 0)
+
+    def encode_null(self) -> Tensor:
+        """Encode UNION's null text: [1, E], not normalised."""
+        return self.encode_text([NULL_PROMPT])
+
+    def compose_query(self, sentence_tokens: Tensor, modifiers: Sequence[str] | None = None) -> Tensor:
+        """Encode "a photo of <tokens> that <modifier>".
+
+        Args:
+            sentence_tokens: [b, L, D].
+            modifiers: b texts; an empty one, or None for all, leaves " that <modifier>" away.
+
+        Returns:
+            text_features [b, E], not normalised; gradients flow to sentence_tokens.
+
+        Source: ISA, arXiv:2403.01431, section 3.
+        """
+        prefix = self.tokenize(TOKENS_PROMPT.split("{tokens}")[0])
+        after = TOKENS_MODIFIER_PROMPT.split("{tokens}")[1]
+        holes = [self.pad_id] * sentence_tokens.shape[1]
+        texts = modifiers if modifiers is not None else [""] * sentence_tokens.shape[0]
+        if len(texts) != sentence_tokens.shape[0]:
+            raise FoundationError(f"expected {sentence_tokens.shape[0]} modifiers, one per query, got {len(texts)}")
+        rows = [
+            prefix + holes + (self.tokenize(after.format(modifier=text)) if text.strip() else []) for text in texts
+        ]
+        return self._encode_rows(rows, sentence_tokens, len(self.start_ids) + len(prefix))
+
+    def _encode_rows(self, rows: Sequence[list[int]], sentence_tokens: Tensor | None, position: int) -> Tensor:
+        """Add start and end, pad, look up, put the sentence tokens at `position`, run the tower."""
+        room = self.context_length - len(self.start_ids) - len(self.end_ids)
+        full = [[*self.start_ids, *row[:room], *self.end_ids] for row in rows]
+        length = self.context_length if self.pads_to_context else max(len(row) for row in full)
+        table = self.word_embedding_table()
+        ids = torch.tensor([row + [self.pad_id] * (length - len(row)) for row in full], device=table.device)  # [b, T]
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in full], device=table.device)
+        pool_index = torch.tensor([len(row) - 1 for row in full], device=table.device)
+        embeddings = functional.embedding(ids, table)  # [b, T, D]
+        if sentence_tokens is not None:
+            end = position + sentence_tokens.shape[1]
+            embeddings = torch.cat([embeddings[:, :position], sentence_tokens, embeddings[:, end:]], dim=1)
+        return self.encode_words(embeddings, mask, pool_index)
+
+    def word_space(self) -> str:
+        """Return the digest that names this word-embedding space and the text tower that reads it."""
+        return digest(
+            weights=self.text.state_dict(),
+            facts={
+                "space": "word",
+                "version": _SPACE_VERSION,
+                "context_length": self.context_length,
+                "start_ids": self.start_ids,
+                "end_ids": self.end_ids,
+                "clean": self.text_clean,
+                "vocabulary": self.words.vocabulary(),
+            },
+        )
+
+    def target_spaces(self, union_head: nn.Module) -> dict[str, str]:
+        """Return target type -> the digest that names the space of such a gallery."""
+        visual = {f"visual.{name}": value for name, value in self.model.visual.state_dict().items()}
+        facts = {
+            "space": "target",
+            "version": _SPACE_VERSION,
+            "word_space": self.word_space(),
+            "null": PROMPTS["null"],
+            "preprocessing": self.preprocessing.to_json(),
+        }
+        head = {f"union.{name}": value for name, value in union_head.state_dict().items()}
+        return {
+            target: digest(weights=visual | (head if target == "union" else {}), facts=facts | {"target": target})
+            for target in ("union", "original", "sum")
+        }
+
+
+def normalise_pixels(pixels: Tensor, spec: Preprocessing) -> Tensor:
+    """Turn [b, S, S, 3] uint8 into [b, 3, S, S] float, (pixels / 255 - mean) / std."""
+    mean = torch.tensor(spec.mean, device=pixels.device)
+    std = torch.tensor(spec.std, device=pixels.device)
+    return ((pixels.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
+
+
+def load_foundation(name: str, pretrained: str | None = None) -> Foundation:
+    """Load a foundation.
+
+    Args:
+        name: an open_clip architecture ("ViT-L-14"), or "local-dir:FOLDER" with `open_clip_config.json` and
+            `open_clip_model.safetensors` in it.
+        pretrained: a pretrained tag of that architecture ("openai") or the path of a checkpoint; None for local-dir.
+
+    Raises:
+        FoundationError: unknown architecture or tag (names the nearest), or weights that cannot be had.
+    """
+    if not name.startswith(("local-dir:", "hf-hub:")):
+        _check_known(name, pretrained)
+    try:
+        model, _, _ = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+        tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, RuntimeError, ValueError, FileNotFoundError) as exc:
+        detail = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        tag = f" with weights {pretrained!r}" if pretrained else ""
+        raise FoundationError(
+            f"cannot load the foundation {name!r}{tag}: {detail}; fetch its checkpoint where a network is at hand and pass "
+            "its path as the pretrained weights, or a folder as local-dir:FOLDER"
+        ) from exc
+    label = name if pretrained is None else f"{name}/{pretrained}"
+    return Foundation(label, model, tokenizer)
+
+
+def _check_known(name: str, pretrained: str | None) -> None:
+    known = open_clip.list_models()
+    if name not in known:
+        nearest = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3)) or "see open_clip.list_models()"
+        raise FoundationError(f"unknown architecture {name!r}; nearest: {nearest}")
+    if pretrained is None:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise FoundationError(f"{name!r} needs pretrained weights: a tag ({tags}) or the path of a checkpoint")
+
+
+def _read_preprocessing(model: Any) -> Preprocessing:
+    record = open_clip.get_model_preprocess_cfg(model)
+    size = record["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise FoundationError(f"expected a foundation with square pictures, got {height}x{width}")
+    red, green, blue = record.get("mean") or open_clip.OPENAI_DATASET_MEAN
+    std_red, std_green, std_blue = record.get("std") or open_clip.OPENAI_DATASET_STD
+    interpolation = record.get("interpolation", "bicubic")
+    return Preprocessing(
+        size=int(height),
+        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
+        mean=(float(red), float(green), float(blue)),
+        std=(float(std_red), float(std_green), float(std_blue)),
+        resize=record.get("resize_mode", "shortest"),
+    )

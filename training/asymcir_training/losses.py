@@ -1,0 +1,62 @@
+"""Losses of the three stages.
+
+Notation: b batch, E joint-embedding width, C candidate count.
+"""
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def contrast(queries: Tensor, candidates: Tensor, positives: Tensor, scale: Tensor | float) -> Tensor:
+    """InfoNCE of queries against candidates, with one or more right candidates for each query.
+
+    Args:
+        queries: [b, E], any length.
+        candidates: [C, E], any length.
+        positives: [b, C], bool; the target distribution is even over a row's true entries.
+        scale: inverse temperature.
+
+    Returns:
+        Scalar, mean over queries.
+    """
+    logits = scale * functional.normalize(queries, dim=-1) @ functional.normalize(candidates, dim=-1).T  # [b, C]
+    target = positives.float() / positives.float().sum(dim=1, keepdim=True)
+    return functional.cross_entropy(logits, target)
+
+
+def global_contrastive_distillation(text_features: Tensor, image_features: Tensor, scale: Tensor | float) -> Tensor:
+    """GCD: in-batch InfoNCE between the frozen text encoder's "a photo of <tokens>" and the teacher's image embedding.
+
+    Both directions, as CLIP trains; the paper's text could not be read, so the symmetric form is our choice.
+
+    Args:
+        text_features: [b, E], through the frozen text encoder from the student's tokens.
+        image_features: [b, E], of the same images from the frozen large visual encoder.
+        scale: inverse temperature.
+
+    Source: ISA, arXiv:2403.01431, the GCD loss.
+    """
+    same = _diagonal(text_features)
+    return 0.5 * (
+        contrast(text_features, image_features, same, scale) + contrast(image_features, text_features, same, scale)
+    )
+
+
+def composition_consistency(composed: Tensor, described: Tensor, scale: Tensor | float) -> Tensor:
+    """Ask text(tokens, m) to match text("a photo of X", m), X the nearest phrase to the image under the teacher.
+
+    Ours, beyond the paper: without it the sentence tokens learn to dominate the text encoder and the typed change hardly
+    moves the query. Unlabeled images are still all it needs.
+
+    Args:
+        composed: [b, E], text features of the sentence tokens with a random modifier.
+        described: [b, E], text features of the pseudo-caption with the same modifier.
+        scale: inverse temperature of the in-batch contrast.
+    """
+    distance = 1.0 - functional.cosine_similarity(composed, described, dim=-1).mean()
+    return distance + contrast(composed, described, _diagonal(composed), scale)
+
+
+def _diagonal(features: Tensor) -> Tensor:
+    same = features.new_zeros(features.shape[0], features.shape[0]).bool()
+    return same.fill_diagonal_(True)

@@ -1,0 +1,115 @@
+"""Text towers that start from word embeddings, so that sentence tokens can stand among words.
+
+open_clip's `encode_text` starts from token ids and insists on full rows. These modules share its weights and run the
+tower's own parts, with the end-of-text position as an explicit input (an ArgMax inside breaks exports).
+
+Notation: b batch, T tokens, D word-embedding width, E joint-embedding width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asymcir_training.errors import FoundationError
+
+
+class ClipTextTower(nn.Module):
+    """open_clip's own text transformer, causal (CLIP) or not (SigLIP, CLIPA, MobileCLIP)."""
+
+    def __init__(self, parts: Any, *, pool_type: str, use_pad_mask: bool) -> None:
+        super().__init__()
+        if getattr(parts, "cls_emb", None) is not None:
+            raise FoundationError("this text tower appends a class token (CoCa); use a CLIP, SigLIP or Hugging Face tower")
+        if pool_type not in {"argmax", "eos", "first", "last"}:
+            raise FoundationError(f"expected a text tower that pools argmax, eos, first or last, got {pool_type!r}")
+        self.word_embedding = parts.token_embedding
+        self.positional_embedding = parts.positional_embedding
+        self.transformer = parts.transformer
+        self.ln_final = parts.ln_final
+        self.text_projection = parts.text_projection
+        self.pool_type = pool_type
+        self.use_pad_mask = use_pad_mask
+        self.causal = parts.attn_mask is not None
+        if self.causal:
+            self.register_buffer("attn_mask", parts.attn_mask.detach().clone(), persistent=False)
+
+    @property
+    def pads_to_context(self) -> bool:
+        """Whether the tower attends to padding, so that rows must always be padded to the whole context."""
+        return not self.causal and not self.use_pad_mask
+
+    @property
+    def embedding_width(self) -> int:
+        """Width E of the text features."""
+        if self.text_projection is None:
+            return int(self.positional_embedding.shape[1])
+        if isinstance(self.text_projection, nn.Linear):
+            return self.text_projection.out_features
+        return int(self.text_projection.shape[1])
+
+    def forward(self, word_embeddings: Tensor, attention_mask: Tensor, pool_index: Tensor) -> Tensor:
+        """Run the tower: [b, T, D], [b, T], [b] -> text features [b, E], not normalised."""
+        length = word_embeddings.shape[1]
+        x = word_embeddings + self.positional_embedding[:length]
+        mask = None
+        if self.causal:
+            mask = self.attn_mask[:length, :length]
+        elif self.use_pad_mask:
+            heads = self.transformer.resblocks[0].attn.num_heads
+            blocked = (attention_mask == 0)[:, None, None, :].expand(-1, heads, length, -1)
+            mask = torch.zeros(blocked.shape, dtype=x.dtype, device=x.device)
+            mask = mask.masked_fill(blocked, float("-inf")).reshape(-1, length, length)
+        x = self.ln_final(self.transformer(x, attn_mask=mask))  # [b, T, D]
+        if self.pool_type == "first":
+            x = x[:, 0]
+        elif self.pool_type == "last":
+            x = x[:, -1]
+        else:
+            x = x[torch.arange(x.shape[0], device=x.device), pool_index]  # [b, D]
+        if self.text_projection is None:
+            return x
+        if isinstance(self.text_projection, nn.Linear):
+            return self.text_projection(x)
+        return x @ self.text_projection
+
+
+class HuggingFaceTextTower(nn.Module):
+    """open_clip's Hugging Face text tower: bidirectional, with a padding mask, pooled and projected as configured."""
+
+    causal = False
+    pads_to_context = False
+
+    def __init__(self, encoder: Any, embedding_width: int) -> None:
+        super().__init__()
+        self.transformer = encoder.transformer
+        self.pooler = encoder.pooler
+        self.proj = encoder.proj
+        self.embedding_width = embedding_width
+        self.word_embedding = self.transformer.get_input_embeddings()
+
+    def forward(self, word_embeddings: Tensor, attention_mask: Tensor, pool_index: Tensor) -> Tensor:
+        """Run the tower: [b, T, D], [b, T], [b] (unused) -> text features [b, E], not normalised."""
+        del pool_index
+        output = self.transformer(inputs_embeds=word_embeddings, attention_mask=attention_mask)
+        return self.proj(self.pooler(output, attention_mask))
+
+
+TextTower = ClipTextTower | HuggingFaceTextTower
+
+
+def build_text_tower(model: Any) -> TextTower:
+    """Wrap the text tower of an open_clip model.
+
+    Raises:
+        FoundationError: a tower whose forward pass from word embeddings is not known.
+    """
+    text = getattr(model, "text", None)
+    if text is None:  # open_clip.CLIP keeps the parts of its tower on the model itself
+        return ClipTextTower(model, pool_type=model.text_pool_type, use_pad_mask=False)
+    kind = type(text).__name__
+    if kind == "TextTransformer":
+        return ClipTextTower(text, pool_type=text.pool_type, use_pad_mask=text.use_pad_mask)
+    if kind == "HFTextEncoder":
+        return HuggingFaceTextTower(text, text.output_dim)
+    raise FoundationError(f"expected open_clip's CLIP, TextTransformer or HFTextEncoder text tower, got {kind}")
