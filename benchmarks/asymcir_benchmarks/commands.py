@@ -51,6 +51,6 @@ def run_emojicir(args: argparse.Namespace) -> int:
     print(f"{len(triplets)} triplets, gallery of {gallery.size} ({gallery.target}), reference excluded")
     print(format_recalls(evaluation))
     if args.out is not None:
-        write_result(args.out, figures=recall_figures(evaluation, f"emojicir {gallery.target}"))
+        write_result(args.out, figures=recall_figures(evaluation, f"triplets, {gallery.target} gallery"))
         print(f"figures: {args.out}")
     return 0

@@ -18,10 +18,11 @@ def format_recalls(evaluation: Evaluation) -> str:
 
 
 def recall_figures(evaluation: Evaluation, prefix: str) -> dict[str, float]:
-    """Flatten to figures: "PREFIX, METHOD, all, R@10" -> share."""
-    figures: dict[str, float] = {}
+    """Flatten to figures: "PREFIX, METHOD, FAMILY, R@k" -> share, and "PREFIX of FAMILY" -> how many queries."""
+    families = evaluation.families()
+    figures: dict[str, float] = {f"{prefix} of {family}": count for family, count in families.items()}
     for method in evaluation.ranks:
-        for family in (None, *evaluation.families()):
+        for family in (None, *families):
             for k in CUTS:
                 key = f"{prefix}, {method}, {family or 'all'}, R@{k}"
                 figures[key] = round(evaluation.recall(method, k, family), 4)

@@ -1,6 +1,8 @@
 """The subcommand `asymcir demo`: arguments and output here, heavy imports inside the handler."""
 
 import argparse
+import resource
+import sys
 import time
 from pathlib import Path
 
@@ -18,12 +20,14 @@ def register_demo(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     parser.add_argument("--assets", type=Path, default=Path("demo/assets"), help="default: demo/assets")
     parser.add_argument("--out", type=Path, default=Path("demo/out"), help="gallery and contact sheet (default: demo/out)")
     parser.add_argument("--port", type=int, default=0, help="of the server (default: a free one)")
+    parser.add_argument("--figures", type=Path, help="write what was measured here as JSON")
     parser.set_defaults(run=run_demo)
 
 
 def run_demo(args: argparse.Namespace) -> int:
     """Run the demo."""
-    from asymcir_benchmarks.tables import format_recalls
+    from asymcir_benchmarks.results import write_result
+    from asymcir_benchmarks.tables import format_recalls, recall_figures
     from asymcir_edge import DeviceBundle, QueryEncoder, RetrievalClient
     from asymcir_server import ServerBundle
 
@@ -71,12 +75,31 @@ def run_demo(args: argparse.Namespace) -> int:
     title = f"asymcir demo: {len(answers)} queries, right answer among the top {TOP} for {right}"
     draw_sheet([row for row, _ in answers], assets.gallery_list.parent, SUFFIX, title, sheet)
     print(f"5. Contact sheet: {sheet}")
-    print(f"\nDone in {time.monotonic() - started_s:.0f} s. Try your own picture:\n")
+    elapsed_s, memory_mb = time.monotonic() - started_s, _peak_memory_mb()
+    if args.figures is not None:
+        figures = {
+            "pictures in the gallery": float(report.size),
+            "gallery build, pictures/s": rate,
+            "query on the wire, bytes": float(max(sizes)),
+            "demo, s": elapsed_s,
+            "peak memory, MB": memory_mb,
+            **recall_figures(triplets, "triplets"),
+            **recall_figures(sketches, "sketches"),
+        }
+        write_result(args.figures, figures={name: round(value, 4) for name, value in figures.items()})
+        print(f"   figures: {args.figures}")
+    print(f"\nDone in {elapsed_s:.0f} s, peak memory {memory_mb:.0f} MB. Try your own picture:\n")
     print(f"   asymcir serve --bundle {assets.server_bundle} --gallery {gallery} --port 50051 &")
     print(f"   asymcir query --image YOUR.jpg --text 'is blue' --server localhost:50051 --bundle {assets.device_bundle}")
     print("\nor your own gallery:\n")
     print(f"   asymcir gallery build YOUR_PICTURES --bundle {assets.server_bundle} --out my-gallery")
     return 0
+
+
+def _peak_memory_mb() -> float:
+    """Largest resident size of this process plus that of its largest child, the server."""
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes here
+    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
 
 
 def _print_progress(done: int, total: int, quarantined: int) -> None:

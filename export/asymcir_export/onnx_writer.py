@@ -73,7 +73,8 @@ def to_onnx(module: nn.Module, inputs: Mapping[str, Tensor], *, outputs: Sequenc
                 verbose=False,
             )
     except Exception as exc:  # the exporter's errors share no base
-        detail = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        cause = exc.__cause__ or exc  # the exporter wraps what went wrong in advice to its developers
+        detail = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise ExportError(f"cannot convert {type(module).__name__} to ONNX: {detail}") from exc
     model: ModelProto = program.model_proto
     model.ir_version = IR_VERSION

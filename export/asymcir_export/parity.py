@@ -32,6 +32,14 @@ MIN_COSINE: Mapping[str, float] = {"fp32": 0.999, "fp16": 0.999, "int8": 0.995, 
 MEAN_COSINE: Mapping[str, float] = {"fp32": 0.9995, "fp16": 0.9995, "int8": 0.998, "int4": 0.985}
 """Weight storage -> least mean cosine."""
 
+MAX_ERROR_TO_SPREAD: Mapping[str, float] = {"fp32": 0.1, "fp16": 0.1, "int8": 0.25, "int4": 0.6}
+"""Weight storage -> most root mean square error, over the root mean square distance of the originals from their mean.
+
+What all outputs have in common (sentence tokens lie around the mean word) can hide a fault from the cosine: with half of
+a convolution's weights turned over, the tokens of one encoder kept a mean cosine of 0.9991, at 2.7 times their spread.
+Measured on sound exports: up to 0.01 for fp32 and fp16, 0.05 for int8.
+"""
+
 COREML_MIN_COSINE = 0.99
 """Of the Core ML package, which computes in fp16; the Neural Engine accumulates in it too."""
 
@@ -101,11 +109,12 @@ def check_parity(
         storage: whose thresholds hold.
 
     Returns:
-        For the manifest: `vectors` compared, `max_abs_difference`, `cosine_min`, `cosine_mean`, `error_to_spread` (root
-        mean square of the difference over that of the originals around their mean) and the thresholds.
+        For the manifest: `vectors` compared, `max_abs_difference`, `cosine_min`, `cosine_mean`, `error_to_spread`, and
+        the thresholds of the last three.
 
     Raises:
-        ParityError: another shape, a value that is not finite, or a cosine below its threshold.
+        ParityError: another shape, a value that is not finite, a cosine below its threshold, or an error
+            above its own.
     """
     if expected.shape != found.shape:
         raise ParityError(f"{name}: the exported model gives {list(found.shape)}, the original {list(expected.shape)}")
@@ -123,15 +132,19 @@ def check_parity(
         "cosine_min": float(cosines.min()),
         "cosine_mean": float(cosines.mean()),
         "error_to_spread": error / max(spread, 1e-12),
-        "threshold_cosine_min": MIN_COSINE[storage],
-        "threshold_cosine_mean": MEAN_COSINE[storage],
         "weight_storage": storage,
+        "thresholds": [MIN_COSINE[storage], MEAN_COSINE[storage], MAX_ERROR_TO_SPREAD[storage]],
     }
-    if record["cosine_min"] < MIN_COSINE[storage] or record["cosine_mean"] < MEAN_COSINE[storage]:
+    if (
+        record["cosine_min"] < MIN_COSINE[storage]
+        or record["cosine_mean"] < MEAN_COSINE[storage]
+        or record["error_to_spread"] > MAX_ERROR_TO_SPREAD[storage]
+    ):
         raise ParityError(
             f"{name}: the exported {storage} model differs from its original: cosine min {record['cosine_min']:.5f} "
             f"(at least {MIN_COSINE[storage]}), mean {record['cosine_mean']:.5f} (at least {MEAN_COSINE[storage]}), "
-            f"max abs difference {record['max_abs_difference']:.3g} over {len(a)} vectors; nothing was written"
+            f"error to spread {record['error_to_spread']:.3f} (at most {MAX_ERROR_TO_SPREAD[storage]}), max abs "
+            f"difference {record['max_abs_difference']:.3g} over {len(a)} vectors; nothing was written"
         )
     return record
 

@@ -1,4 +1,4 @@
-"""Small random models of every kind that is exported: a causal CLIP, a bidirectional Hugging Face tower, a light encoder."""
+"""Small random models of every kind: a causal CLIP, a bidirectional Hugging Face tower, a light encoder, a UNION head."""
 
 import json
 import string
@@ -34,7 +34,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def light_encoder() -> LightEncoder:
     torch.manual_seed(0)
     spec = Preprocessing(size=64, interpolation="bilinear", mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
-    return LightEncoder("mobilenetv3_small_050", word_width=48, width=64, preprocessing=spec).eval()
+    encoder = LightEncoder("mobilenetv3_small_050", word_width=48, width=64, preprocessing=spec)
+    _calibrate(encoder, 64)
+    return encoder.eval()
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +55,18 @@ def bert_foundation(tmp_path_factory: pytest.TempPathFactory) -> Foundation:
     torch.manual_seed(2)
     folder = tmp_path_factory.mktemp("bert")
     letters = [character for character in string.printable if not character.isspace()]
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in string.ascii_lowercase)]
-    vocabulary = {piece: index for index, piece in enumerate([*pieces, "photo", "that", "of", "red", "##ing", "中", "é"])}
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *(f"##{letter}" for letter in string.ascii_lowercase),
+    ]
+    vocabulary = {
+        piece: index for index, piece in enumerate([*pieces, "photo", "that", "of", "red", "##ing", "中", "é"])
+    }
     BertTokenizerFast(vocab=vocabulary).save_pretrained(folder)
     BertModel(
         BertConfig(
@@ -69,9 +81,9 @@ def bert_foundation(tmp_path_factory: pytest.TempPathFactory) -> Foundation:
     config = {
         "embed_dim": 32,
         "vision_cfg": {
-            "timm_model_name": "mobilenetv3_small_050",
+            "timm_model_name": "test_efficientnet",
             "timm_model_pretrained": False,
-            "timm_pool": "",
+            "timm_pool": "avg",
             "timm_proj": "linear",
             "image_size": 64,
         },
@@ -84,7 +96,9 @@ def bert_foundation(tmp_path_factory: pytest.TempPathFactory) -> Foundation:
             "context_length": 40,
         },
     }
-    return load_foundation(_save(folder, CustomTextCLIP(**config), config))
+    model = CustomTextCLIP(**config)
+    _calibrate(model.visual, 64)
+    return load_foundation(_save(folder, model, config))
 
 
 @pytest.fixture(scope="session")
@@ -93,8 +107,24 @@ def union_head() -> UnionHead:
     return UnionHead(32).eval()
 
 
+def _calibrate(module: nn.Module, size: int) -> None:
+    """Give batch norms the statistics of pictures; without, an untrained network answers every picture alike."""
+    module.train()
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = None  # the mean of all batches
+    with torch.no_grad():
+        for _ in range(3):
+            module(torch.randn(16, 3, 1, 1) + 0.3 * torch.randn(16, 3, size, size))
+
+
 def _save(folder: Path, model: nn.Module, config: dict[str, object]) -> str:
-    preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bicubic", "resize_mode": "shortest"}
+    preprocess = {
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
     weights = {name: value.clone().contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")

@@ -299,6 +299,18 @@ def test_building_mends_a_damaged_gallery(
     assert Gallery.open(copy).size == 40
 
 
+def test_a_snapshot_that_was_written_but_not_pointed_to(
+    tmp_path: Path, gallery_folder: Path, pictures: Path, bundle: ServerBundle
+) -> None:
+    """What a build leaves that dies between giving the snapshot its name and moving the pointer."""
+    copy = Path(shutil.copytree(gallery_folder, tmp_path / "copy"))
+    shutil.copytree(copy / "snapshots" / "000001", copy / "snapshots" / "000002")
+    opened = Gallery.open(copy)
+    assert opened.version == "000001"
+    opened.close()
+    assert build_gallery(pictures, bundle, copy).version == "000003"
+
+
 def test_metadata_is_read_only(gallery_folder: Path, gallery: Gallery) -> None:
     with pytest.raises(sqlite3.OperationalError):
         gallery._metadata._connection.execute("DELETE FROM items")

@@ -1,35 +1,31 @@
 """Building a gallery: pictures in, an immutable snapshot out.
 
-Worker threads read, decode and preprocess; this thread encodes whole batches and writes. The number of pictures on the
-way is bounded, so memory does not grow with the gallery. A picture that cannot be read goes to `quarantine.jsonl` with
-the reason, and the build goes on.
+Worker threads read and decode (`decode.py`); this thread encodes whole batches and writes, in memory that does not grow
+with the gallery. A picture that cannot be read goes to `quarantine.jsonl` with the reason, and the build goes on.
 """
 
 import contextlib
 import json
 import logging
-import os
 import sqlite3
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from asymcir_protos import ImageError, Preprocessing, decode_image, preprocess, write_manifest
+from asymcir_protos import write_manifest
 from asymcir_protos.manifest import GALLERY, MANIFEST_NAME
 from numpy.typing import NDArray
 
 from asymcir_server.bundle import ServerBundle
 from asymcir_server.errors import GalleryBuildError
+from asymcir_server.gallery.decode import decode_batches
 from asymcir_server.gallery.index import INDEX_KIND, MIN_RECALL, ReadOnlyIndex, measure_recall, write_index
 from asymcir_server.gallery.metadata import MetadataWriter
 from asymcir_server.gallery.snapshots import current_snapshot, lock_gallery, new_snapshot, publish
-from asymcir_server.gallery.sources import Entry, Rejected, Source, open_source
+from asymcir_server.gallery.sources import Rejected, Source, open_source
 from asymcir_server.gallery.vectors_file import VectorWriter
 from asymcir_server.targets import TargetEncoder
 from asymcir_server.vectors import usable_rows
@@ -184,7 +180,11 @@ def _write_items(
         metadata = MetadataWriter(folder / METADATA_NAME)
         stack.callback(metadata.close)
         quarantine = stack.enter_context((folder / QUARANTINE_NAME).open("w", encoding="utf-8"))
-        batches = stack.enter_context(contextlib.closing(_decode(source, bundle.preprocessing, config)))
+        batches = stack.enter_context(
+            contextlib.closing(
+                decode_batches(source, bundle.preprocessing, batch_size=config.batch_size, workers=config.workers)
+            )
+        )
         for entries, pixels, rejected in batches:
             done += len(entries) + len(rejected)
             if entries:
@@ -207,58 +207,6 @@ def _write_items(
                 progress(done, total, quarantined)
         vectors.close()
     return vectors.size, quarantined
-
-
-def _decode(
-    source: Source, spec: Preprocessing, config: BuildConfig
-) -> Generator[tuple[list[Entry], NDArray[np.uint8], list[Rejected]], None, None]:
-    """Yield decoded batches in the source's order: entries, their pixels [b, S, S, 3], and what was rejected."""
-    workers = config.workers or min(os.cpu_count() or 1, 8)
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        pending: deque[Rejected | tuple[Entry, Future[NDArray[np.uint8]]]] = deque()
-        items = iter(source)
-        entries: list[Entry] = []
-        pixels: list[NDArray[np.uint8]] = []
-        rejected: list[Rejected] = []
-        try:
-            while True:
-                for item in islice(items, config.batch_size + 2 * workers - len(pending)):
-                    pending.append(item if isinstance(item, Rejected) else (item, pool.submit(_load, item, spec)))
-                if not pending:
-                    break
-                first = pending.popleft()
-                if isinstance(first, Rejected):
-                    rejected.append(first)
-                else:
-                    entry, future = first
-                    try:
-                        pixels.append(future.result())
-                        entries.append(entry)
-                    except ImageError as exc:
-                        rejected.append(Rejected(id=entry.id, path=entry.path, reason=str(exc)))
-                if len(entries) == config.batch_size or len(rejected) >= config.batch_size:
-                    yield entries, _stack(pixels, spec), rejected
-                    entries, pixels, rejected = [], [], []
-            if entries or rejected:
-                yield entries, _stack(pixels, spec), rejected
-        finally:
-            for left in pending:
-                if not isinstance(left, Rejected):
-                    left[1].cancel()
-
-
-def _load(entry: Entry, spec: Preprocessing) -> NDArray[np.uint8]:
-    try:
-        return preprocess(decode_image(entry.read(), name=entry.id), spec)
-    except ImageError:
-        raise
-    except Exception as exc:  # decoders meet hostile files: whatever one raises concerns this picture only
-        _log.debug("decoding %s failed", entry.id, exc_info=True)
-        raise ImageError(f"cannot decode {entry.id}: {type(exc).__name__}: {exc}") from exc
-
-
-def _stack(pixels: list[NDArray[np.uint8]], spec: Preprocessing) -> NDArray[np.uint8]:
-    return np.stack(pixels) if pixels else np.empty((0, spec.size, spec.size, 3), dtype=np.uint8)
 
 
 def _quarantine(stream: TextIO, item: Rejected) -> None:

@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from asymcir_demo.assets import SUFFIX, Assets
+from asymcir_demo.errors import DemoError
+from asymcir_demo.sheet import Row, draw_sheet
+from asymcir_protos import read_image
+
+ASSETS = Assets.find(Path(__file__).parents[2] / "demo" / "assets")
+
+
+def test_the_gallery_is_as_large_as_promised_and_every_picture_is_there() -> None:
+    records = [json.loads(line) for line in ASSETS.gallery_list.read_text(encoding="utf-8").splitlines()]
+    assert len(records) >= 3500
+    assert all((ASSETS.gallery_list.parent / record["path"]).is_file() for record in records)
+    assert len({record["id"] for record in records}) == len(records)
+
+
+def test_at_least_eight_composed_queries_and_four_sketches_are_shown() -> None:
+    names = ASSETS.names()
+    shown = ASSETS.shown_triplets()
+    assert len(shown) >= 8 and len(ASSETS.shown_sketches()) >= 4
+    for triplet in (*shown, *ASSETS.held_out_triplets()):
+        assert triplet.target in names and (ASSETS.queries / f"{triplet.reference}{SUFFIX}").is_file()
+    assert shown == ASSETS.shown_triplets()  # the draw is fixed
+    assert all(slug in names for slug in ASSETS.sketch_slugs())
+
+
+def test_what_git_carries_stays_within_its_budget() -> None:
+    total = sum(path.stat().st_size for path in ASSETS.folder.rglob("*") if path.is_file())
+    assert total <= 45e6
+
+
+def test_the_sheet_marks_the_right_answer(tmp_path: Path) -> None:
+    gallery = ASSETS.gallery_list.parent
+    rows = [
+        Row(query=ASSETS.queries / "woman.webp", change="has red hair", note="n", hits=["man", "rocket"], answer="rocket", rank=2),
+        Row(query=ASSETS.queries / "woman.webp", change="", note="n", hits=["man"], answer="rocket", rank=None),
+    ]
+    draw_sheet(rows, gallery, SUFFIX, "title", tmp_path / "sheet.png")
+    pixels = read_image(tmp_path / "sheet.png").astype(int)
+    green = (pixels[:, :, 1] > 140) & (pixels[:, :, 0] < 40) & (pixels[:, :, 2] < 90)
+    half = pixels.shape[0] // 2
+    assert green[:half].sum() > 1000 > green[half:].sum()
+    assert np.any(pixels != 255)
+
+
+def test_missing_assets_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DemoError, match="make demo-assets"):
+        Assets.find(tmp_path)

@@ -1,0 +1,98 @@
+"""The `asymcir export` command, in this process (torch is imported already)."""
+
+from pathlib import Path
+
+import pytest
+from asymcir_edge.cli import main
+from asymcir_export import bundles
+from asymcir_protos import read_manifest
+from asymcir_protos.manifest import DEVICE_BUNDLE, SERVER_BUNDLE
+from asymcir_training import Foundation, LightEncoder, UnionHead, save_light_encoder, save_union_head
+from onnx import ModelProto, numpy_helper
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, light_encoder: LightEncoder, causal_foundation: Foundation) -> Path:
+    sources = [{"name": "backbone", "licence": "Apache-2.0", "url": "https://example.org"}]
+    metadata = {"word_space": causal_foundation.word_space(), "foundation": "tiny", "sources": sources}
+    save_light_encoder(tmp_path / "checkpoint", light_encoder, metadata)
+    return tmp_path / "checkpoint"
+
+
+def test_device(checkpoint: Path, tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bundle"
+    words = ["export", "device", str(checkpoint), "--out", str(out), "--pictures", str(pictures), "--no-coreml"]
+    assert main([*words, "--storage", "int8", "--source", "emoji;CC-BY-4.0;https://openmoji.org"]) == 0
+    assert "encoder.onnx" in capsys.readouterr().out
+    manifest = read_manifest(out, format=DEVICE_BUNDLE)
+    assert manifest.properties["weight_storage"] == "int8"
+    assert [source["name"] for source in manifest.sources] == ["backbone", "emoji"]
+    assert main(words) == 1
+    assert "exists: choose another --out" in capsys.readouterr().err
+
+
+def test_a_planted_fault_exits_with_an_error(
+    checkpoint: Path,
+    tmp_path: Path,
+    pictures: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = bundles.store_lean
+
+    def store_wrong(model: ModelProto, storage: str) -> ModelProto:
+        lean = original(model, storage)
+        for tensor in lean.graph.initializer:
+            if tensor.name.endswith("token_learner.project.weight"):
+                weight = numpy_helper.to_array(tensor).copy()
+                weight[: len(weight) // 2] *= -1.5
+                tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+        return lean
+
+    monkeypatch.setattr(bundles, "store_lean", store_wrong)
+    out = tmp_path / "bundle"
+    words = ["export", "device", str(checkpoint), "--out", str(out), "--pictures", str(pictures), "--no-coreml"]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert "sentence_tokens: the exported fp32 model differs from its original" in error
+    assert "Traceback" not in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]  # no bundle, and no rest of one
+
+
+def test_a_checkpoint_of_another_foundation_is_refused(
+    checkpoint: Path,
+    tmp_path: Path,
+    pictures: Path,
+    bert_foundation: Foundation,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["export", "device", str(checkpoint), "--out", str(tmp_path / "b"), "--pictures", str(pictures)]
+    assert main([*words, "--foundation", bert_foundation.name]) == 1
+    assert "pass the foundation that it was trained against" in capsys.readouterr().err
+
+
+def test_server(
+    tmp_path: Path,
+    pictures: Path,
+    causal_foundation: Foundation,
+    union_head: UnionHead,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_union_head(tmp_path / "union", union_head, {"foundation": "tiny"})
+    out = tmp_path / "bundle"
+    words = ["export", "server", "--foundation", causal_foundation.name, "--union", str(tmp_path / "union")]
+    words += ["--out", str(out), "--pictures", str(pictures), "--storage", "fp16", "--union-storage", "int4"]
+    assert main([*words, "--table-storage", "int8"]) == 0, capsys.readouterr().err
+    manifest = read_manifest(out, format=SERVER_BUNDLE)
+    assert manifest.properties["weight_storage"] == {
+        "text_encoder.onnx": "fp16",
+        "visual_encoder.onnx": "fp16",
+        "union_head.onnx": "int4",
+        "word_embeddings.npy": "int8",
+    }
+    assert manifest.parity["target"]["weight_storage"] == "int4"
+
+
+def test_a_wrong_source_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "device", "c", "--out", "o", "--pictures", "p", "--source", "only-a-name"]) == 2
+    assert "NAME;LICENCE;URL" in capsys.readouterr().err
