@@ -1,96 +1,102 @@
-"""Tiny random foundations, saved as local open_clip folders: one causal CLIP, one with a bidirectional BERT text tower."""
+"""Tiny random foundations, saved as local open_clip folders: causal, bidirectional with a mask, reading its padding."""
 
 import json
+import string
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-WIDTH = 32
-SIZE = 32
-_MEAN, _STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
-_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "that", "is", "has", "blue", "red", "cat", "dog")
+WORD_WIDTH = 48
+EMBEDDING_WIDTH = 32
+_PREPROCESSING = {
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.2, 0.3, 0.4],
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+_VISION = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16, "head_width": 16}
+_TEXT = {"context_length": 77, "vocab_size": 49408, "width": WORD_WIDTH, "heads": 4, "layers": 2}
+_WORDS = ("photo", "that", "of", "is", "has", "cat", "dog", "red", "blue", "##ing", "中", "é")
 
 
 def write_clip(folder: Path) -> Path:
     """Write a causal CLIP with a transformer visual tower and open_clip's own tokenizer."""
-    vision = {"image_size": SIZE, "layers": 2, "width": WIDTH, "head_width": 16, "patch_size": 8}
-    text = {"context_length": 77, "vocab_size": 49408, "width": WIDTH, "heads": 2, "layers": 2}
-    return _write(folder, vision, text, open_clip.CLIP)
+    torch.manual_seed(1)
+    config = {"embed_dim": EMBEDDING_WIDTH, "vision_cfg": _VISION, "text_cfg": _TEXT}
+    return _save(folder, open_clip.CLIP(**config), config)
+
+
+def write_bidirectional(folder: Path) -> Path:
+    """Write a foundation with open_clip's text transformer without a causal mask, which reads its padding (SigLIP)."""
+    torch.manual_seed(4)
+    text = _TEXT | {"context_length": 24, "no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+    config = {"embed_dim": EMBEDDING_WIDTH, "vision_cfg": _VISION, "text_cfg": text}
+    return _save(folder, open_clip.CustomTextCLIP(**config), config | {"custom_text": True})
 
 
 def write_bert(folder: Path) -> Path:
-    """Write a foundation with a timm visual tower and a random BERT text tower of few words."""
-    from transformers import BertConfig, BertModel
+    """Write a foundation with a timm visual tower and a BERT text tower of few words."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    tower = folder / "text"
-    tower.mkdir(parents=True)
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    vocabulary = list(dict.fromkeys([*_WORDS, *letters, *(f"##{letter}" for letter in letters)]))
-    torch.manual_seed(1)
-    config = BertConfig(
+    torch.manual_seed(2)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [character for character in string.printable if not character.isspace()]
+    pieces = [*special, *letters, *(f"##{letter}" for letter in string.ascii_lowercase), *_WORDS]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    BertTokenizerFast(vocab=vocabulary).save_pretrained(folder)
+    tower = BertConfig(
         vocab_size=len(vocabulary),
-        hidden_size=WIDTH,
+        hidden_size=WORD_WIDTH,
         num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
+        num_attention_heads=4,
+        intermediate_size=96,
         max_position_embeddings=64,
     )
-    BertModel(config, add_pooling_layer=False).save_pretrained(tower)
-    for place in (tower, folder):
-        _write_bert_tokenizer(place, vocabulary)
-    vision = {
-        "timm_model_name": "mobilenetv2_035",
-        "timm_model_pretrained": False,
-        "timm_pool": "avg",
-        "timm_proj": "linear",
-        "image_size": SIZE,
-    }
-    text = {
-        "hf_model_name": str(tower),
-        "hf_tokenizer_name": str(tower),
-        "hf_model_pretrained": True,
-        "hf_proj_type": None,
-        "hf_pooler_type": "mean_pooler",
-        "context_length": 40,
-        "width": WIDTH,
-    }
-    return _write(folder, vision, text, open_clip.CustomTextCLIP)
-
-
-def _write_bert_tokenizer(folder: Path, vocabulary: list[str]) -> None:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    ids = {word: number for number, word in enumerate(vocabulary)}
-    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    record = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "unk_token": "[UNK]",
-        "sep_token": "[SEP]",
-        "pad_token": "[PAD]",
-        "cls_token": "[CLS]",
-        "mask_token": "[MASK]",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(record), encoding="utf-8")
-
-
-def _write(folder: Path, vision: dict[str, Any], text: dict[str, Any], kind: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    BertModel(tower).save_pretrained(folder / "tower")
     config = {
-        "model_cfg": {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text},
-        "preprocess_cfg": {"mean": _MEAN, "std": _STD, "interpolation": "bicubic", "resize_mode": "shortest"},
+        "embed_dim": EMBEDDING_WIDTH,
+        "vision_cfg": {
+            "timm_model_name": "test_efficientnet",
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": 64,
+        },
+        "text_cfg": {
+            "hf_model_name": str(folder / "tower"),
+            "hf_tokenizer_name": str(folder),
+            "hf_proj_type": "linear",
+            "hf_pooler_type": "mean_pooler",
+            "hf_model_pretrained": False,
+            "context_length": 40,
+        },
     }
-    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
-    torch.manual_seed(0)
-    model = kind(WIDTH, vision, text)
+    model = open_clip.CustomTextCLIP(**config)
+    calibrate(model.visual, 64)
+    return _save(folder, model, config)
+
+
+def calibrate(module: nn.Module, size: int) -> None:
+    """Give batch norms the statistics of pictures; without, an untrained network answers every picture alike."""
+    module.train()
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = None  # the mean of all batches
+    with torch.no_grad():
+        for _ in range(3):
+            coarse = torch.randn(16, 3, 5, 5)
+            smooth = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+            module(smooth + torch.randn(16, 3, size, size))
+
+
+def _save(folder: Path, model: nn.Module, config: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"model_cfg": config, "preprocess_cfg": _PREPROCESSING}
+    (folder / "open_clip_config.json").write_text(json.dumps(record), encoding="utf-8")
     weights = {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
     return folder

@@ -51,7 +51,6 @@ _EXTRA_OF_MODULE = {
     "ftfy": "server",
     "grpc_health": "server",
     "grpc_reflection": "server",
-    "prometheus_client": "server",
     "tokenizers": "server",
     "open_clip": "training",
     "safetensors": "training",
@@ -62,8 +61,6 @@ _EXTRA_OF_MODULE = {
     "coremltools": "export",
     "onnx": "export",
     "onnxscript": "export",
-    "matplotlib": "benchmarks",
-    "psutil": "benchmarks",
     "resvg_py": "demo-assets",
 }
 

@@ -102,10 +102,18 @@ def _run_server(args: argparse.Namespace) -> int:
     from asymcir_training import load_foundation, load_union_head
 
     from asymcir_export.bundles import export_server_bundle
+    from asymcir_export.errors import ExportError
 
+    foundation = load_foundation(args.foundation, args.pretrained)
+    union_head, metadata = load_union_head(args.union)
+    if metadata.get("word_space") != foundation.word_space():
+        raise ExportError(
+            f"the UNION head {args.union} is of word_space {str(metadata.get('word_space'))[:12]}, {args.foundation} "
+            f"of {foundation.word_space()[:12]}: pass the foundation that it was trained with, or train it again"
+        )
     manifest = export_server_bundle(
-        load_foundation(args.foundation, args.pretrained),
-        load_union_head(args.union),
+        foundation,
+        union_head,
         args.out,
         pictures=args.pictures,
         storage=args.storage,

@@ -28,6 +28,8 @@ from asymcir_export.errors import ExportError
 
 INPUT_NAME = "pixels"
 OUTPUT_NAME = "sentence_tokens"
+_NETWORK_OPERATORS = {"conv", "linear", "matmul", "layer_norm", "softmax"}
+_DEBUG_FILE = "executorch_debug_handle_mapping.json"  # beside the package that its own Manifest.json describes
 NOT_VERIFIED = "not verified: Core ML does not predict on this platform"
 
 
@@ -60,7 +62,8 @@ def write_coreml(encoder: nn.Module, preprocessing: Preprocessing, path: Path) -
         ExportError: bicubic resizing, an encoder that coremltools cannot convert, or a package that is not
             what was meant.
     """
-    import coremltools as ct
+    with _quiet():
+        import coremltools as ct
 
     if preprocessing.interpolation != "bilinear":
         raise ExportError(
@@ -85,6 +88,7 @@ def write_coreml(encoder: nn.Module, preprocessing: Preprocessing, path: Path) -
                 skip_model_load=True,
             )
             model.save(str(path))
+        (path / _DEBUG_FILE).unlink(missing_ok=True)
     except Exception as exc:  # the converter's errors share no base
         shutil.rmtree(path, ignore_errors=True)
         detail = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
@@ -101,11 +105,12 @@ def read_coreml(path: Path, *, size: int, shape: Sequence[int]) -> dict[str, Any
         shape: [L, D] expected of the output.
 
     Raises:
-        ExportError: another name, size, type or shape, or weights that are not fp16.
+        ExportError: another name, size, type or shape, or a network that does not compute in fp16.
     """
-    import coremltools as ct
-
     with _quiet():
+        import coremltools as ct
+        from coremltools.proto.MIL_pb2 import DataType as MilDataType
+
         spec = ct.models.MLModel(str(path), skip_model_load=True).get_spec()
     inputs, outputs = list(spec.description.input), list(spec.description.output)
     image = inputs[0].type.imageType
@@ -127,6 +132,9 @@ def read_coreml(path: Path, *, size: int, shape: Sequence[int]) -> dict[str, Any
         for block in function.block_specializations.values():
             for operation in block.operations:
                 operators[operation.type] = operators.get(operation.type, 0) + 1
+                types = [output.type.tensorType.dataType for output in operation.outputs]
+                if operation.type in _NETWORK_OPERATORS and types != [MilDataType.FLOAT16]:
+                    raise ExportError(f"the Core ML package at {path} does not compute its {operation.type} in fp16")
     if not operators:
         raise ExportError(f"the Core ML package at {path} holds no operators")
     return {
@@ -161,14 +169,12 @@ def predict_coreml(path: Path, pictures: Sequence[NDArray[np.uint8]]) -> list[ND
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep coremltools' progress bars and version hints from the command's output."""
-    loggers = [logging.getLogger(name) for name in ("coremltools",)]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logger.setLevel(level)

@@ -1,7 +1,8 @@
 """The device encoder's graph: a picture of any size in, sentence tokens out.
 
 Resizing, cropping and normalisation are operators of the graph, so that no app re-implements them. The reference is
-`asymcir_protos.preprocess`; the graph agrees with it to one grey level.
+`asymcir_protos.preprocess`; the graph agrees with it to one grey level when bilinear. When bicubic, single pixels at
+hard edges differ by more where Pillow resizes the rows first, because it clips overshoot in between.
 
 Resizing is done in two steps. ONNX Runtime's antialiased Resize, a port of Pillow's, shrinks what has to be shrunk
 (`exclude_outside`: without it the border is repeated, where Pillow leaves it out). What has to be enlarged is then
@@ -87,11 +88,13 @@ def build_preprocessing_graph(spec: Preprocessing) -> ModelProto:
         exclude_outside=1,
         coordinate_transformation_mode="half_pixel",
     )
-    # Pillow's order, columns first; the rows that do not matter are left out before.
     places = [_Taps(graph, spec, source, target) for source, target in zip(shrunk, resized, strict=True)]
-    picture = graph.op("Slice", picture, places[0].first, places[0].end, one)
+    picture = graph.op("Slice", picture, places[0].first, places[0].end, one)  # rows that do not matter cost nothing
+    picture = graph.op("Cast", picture, to=TensorProto.FLOAT)
     picture = places[1].apply(picture, axis=2, start=None)
-    picture = places[0].apply(picture, axis=1, start=places[0].first)  # [1, S, S, 3], grey levels
+    if spec.interpolation == "bicubic":
+        picture = _to_grey_levels(graph, picture)  # clips overshoot, as Pillow does after each axis
+    picture = _to_grey_levels(graph, places[0].apply(picture, axis=1, start=places[0].first))  # [1, S, S, 3]
     scale = 1.0 / (255.0 * np.asarray(spec.std))
     offset = -np.asarray(spec.mean) / np.asarray(spec.std)
     picture = graph.op("Mul", picture, graph.constant(scale, np.float32))
@@ -170,11 +173,14 @@ class _Taps:
         parts = []
         for index, weight in zip(self._indices, self._weights, strict=True):
             place = index if start is None else graph.op("Sub", index, start)
-            taken = graph.op("Cast", graph.op("Gather", picture, place, axis=axis), to=TensorProto.FLOAT)
+            taken = graph.op("Gather", picture, place, axis=axis)
             parts.append(graph.op("Mul", taken, graph.op("Reshape", weight, shape)))
-        summed = graph.op("Add", graph.op("Sum", *parts), graph.constant(0.5, np.float32))
-        lowest, highest = graph.constant(0, np.float32), graph.constant(255, np.float32)
-        return graph.op("Clip", graph.op("Floor", summed), lowest, highest)
+        return graph.op("Sum", *parts)
+
+
+def _to_grey_levels(graph: _Graph, picture: str) -> str:
+    rounded = graph.op("Floor", graph.op("Add", picture, graph.constant(0.5, np.float32)))
+    return graph.op("Clip", rounded, graph.constant(0, np.float32), graph.constant(255, np.float32))
 
 
 def _kernel(graph: _Graph, spec: Preprocessing, away: str, *, near: bool) -> str:

@@ -17,6 +17,7 @@ from asymcir_server.sessions import check_signature, open_session
 TARGETS = ("union", "original", "sum")
 """Target types, in the order in which help texts name them."""
 
+CLEANINGS = ("whitespace", "lower", "canonicalize")
 TOKENS_FIELD = "{tokens}"
 MODIFIER_FIELD = "{modifier}"
 
@@ -79,7 +80,7 @@ class ServerBundle:
         word_space: digest of the space that sentence tokens live in.
         target_spaces: target type -> digest of the space of its gallery vectors.
         text, prompts, preprocessing: what the encoders need to know.
-        clean: text cleaning in front of the tokenizer, "whitespace" or "lower".
+        clean: text cleaning in front of the tokenizer, one of CLEANINGS.
         threads: threads inside one ONNX operator; 0: ONNX Runtime decides.
     """
 
@@ -109,8 +110,8 @@ class ServerBundle:
             raise BundleError(
                 f"the manifest of {folder} cannot be used ({type(exc).__name__}: {exc}): export it again"
             ) from exc
-        if self.clean not in ("whitespace", "lower"):
-            raise BundleError(f"expected the text cleaning whitespace or lower in {folder}, got {self.clean!r}")
+        if self.clean not in CLEANINGS:
+            raise BundleError(f"expected a text cleaning of {', '.join(CLEANINGS)} in {folder}, got {self.clean!r}")
         files = [self.text.file, self.text.word_embeddings, self.tokenizer_file, self.visual_file, self.union_file]
         if self.text.word_embedding_scales is not None:
             files.append(self.text.word_embedding_scales)

@@ -1,6 +1,7 @@
 """Text to word ids, exactly as the foundation's own tokenizer does it."""
 
 import html
+import string
 from pathlib import Path
 
 import ftfy
@@ -9,19 +10,23 @@ from tokenizers import Tokenizer as _Tokenizer
 
 from asymcir_server.errors import RequestError
 
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
 
 def clean_text(text: str, clean: str) -> str:
     """Repair and normalise text before it is tokenised.
 
     Args:
         text: as typed.
-        clean: "whitespace" (mend broken Unicode, resolve HTML entities, collapse white space) or "lower" (that, then
-            lower case).
+        clean: "whitespace" (mend broken Unicode, resolve HTML entities, collapse white space), "lower" (that, then
+            lower case) or "canonicalize" (the same without ASCII punctuation; SigLIP).
 
     Source: open_clip, `tokenizer.py`, `get_clean_fn`; entities are resolved twice because web captions are often
     escaped twice.
     """
     mended = html.unescape(html.unescape(ftfy.fix_text(text)))
+    if clean == "canonicalize":
+        mended = mended.replace("_", " ").translate(_WITHOUT_PUNCTUATION).lower()
     collapsed = " ".join(mended.split())
     return collapsed.lower() if clean == "lower" else collapsed
 

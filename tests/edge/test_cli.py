@@ -143,7 +143,6 @@ def test_broken_modules_fail_by_themselves(commands: dict[str, Handler], capsys:
         ("open_clip", "training"),
         ("onnx", "export"),
         ("coremltools", "export"),
-        ("matplotlib.pyplot", "benchmarks"),
     ],
 )
 def test_missing_extra(

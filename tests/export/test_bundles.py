@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from asymcir_edge import DeviceBundle, QueryEncoder
-from asymcir_export import ExportError, ParityError, export_device_bundle, export_server_bundle
+from asymcir_export import ExportError, export_device_bundle, export_server_bundle
 from asymcir_protos import preprocess, read_manifest
 from asymcir_protos.manifest import DEVICE_BUNDLE, SERVER_BUNDLE
 from asymcir_server.bundle import ServerBundle
 from asymcir_server.text_encoder import TextEncoder
 from asymcir_training import Foundation, LightEncoder, UnionHead
+from PIL import Image
 
 SOURCES = [{"name": "tests", "licence": "Apache-2.0", "url": "https://example.org"}]
 
@@ -38,21 +39,24 @@ def test_the_device_bundle_describes_itself(device_bundle: Path) -> None:
     assert manifest.properties["weight_storage"] == "fp32"
     assert manifest.properties["coreml"]["operators"]["conv"] > 10
     assert manifest.sources == SOURCES
-    assert manifest.parity["sentence_tokens"]["cosine_min"] > 0.999
+    assert manifest.parity["sentence_tokens"]["cosine_min"] > 0.99999
+    assert manifest.parity["sentence_tokens_resized"]["cosine_min"] > 0.999
     assert "not verified" in manifest.parity["coreml"] or manifest.parity["coreml"]["cosine_min"] > 0.99
     assert [path.name for path in device_bundle.parent.iterdir()] == ["bundle"]
 
 
 def test_the_device_encoder_reads_pictures_of_any_size(device_bundle: Path, light_encoder: LightEncoder) -> None:
     encoder = QueryEncoder(DeviceBundle.load(device_bundle))
-    generator = np.random.default_rng(0)
+    spec = light_encoder.preprocessing
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8))
     for height, width in [(1, 1), (64, 64), (31, 97), (640, 401)]:
-        picture = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        spec = light_encoder.preprocessing
+        picture = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
         square = (preprocess(picture, spec) / 255 - np.array(spec.mean)) / np.array(spec.std)
         with torch.inference_mode():
             expected = light_encoder(torch.tensor(square, dtype=torch.float32).permute(2, 0, 1)[None])[0].numpy()
-        assert np.abs(encoder.encode_image(picture) - expected).max() < 0.02
+        found = encoder.encode_image(picture)
+        cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+        assert cosines.min() > 0.995, (height, width)
 
 
 def test_the_causal_server_bundle_describes_itself(causal_bundle: Path, causal_foundation: Foundation) -> None:
@@ -80,22 +84,15 @@ def test_batches_of_any_size_and_length_agree_with_the_foundation(
         assert np.abs(encoder.encode_text([text])[0] - row).max() < 1e-4
 
 
-def test_a_bidirectional_tower_keeps_its_mask(
-    tmp_path: Path, bert_foundation: Foundation, union_head: UnionHead, pictures: Path
+def test_a_tower_that_reads_its_padding_is_padded_as_in_training(
+    padded_foundation: Foundation, union_head: UnionHead, pictures: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "bundle"
-    manifest = export_server_bundle(
-        bert_foundation, union_head, out, pictures=pictures, storage="int8", union_storage="fp16", table_storage="int8"
-    )
-    assert manifest.properties["text"]["causal"] is False
-    assert manifest.properties["text"]["word_embedding_scales"] == "word_embedding_scales.npy"
-    assert manifest.properties["tokenizer"]["clean"] == "whitespace"
-    bundle = ServerBundle.load(out)
-    assert bundle.text_session()[1] == {"word_embeddings", "attention_mask"}
-    texts = ["a", "that red photo of a thing", ""]
-    found, expected = TextEncoder(bundle).encode_text(texts), bert_foundation.encode_text(texts).numpy()
-    cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
-    assert cosines.min() > 0.995
+    export_server_bundle(padded_foundation, union_head, tmp_path / "bundle", pictures=pictures)
+    bundle = ServerBundle.load(tmp_path / "bundle")
+    assert bundle.text_session()[1] == {"word_embeddings"} and not bundle.text.causal
+    texts = ["", "a red cat", "the same but in blue"]
+    expected = padded_foundation.encode_text(texts).numpy()
+    assert np.abs(TextEncoder(bundle).encode_text(texts) - expected).max() < 1e-4
 
 
 def test_an_existing_output_is_refused_without_force(
@@ -119,17 +116,6 @@ def test_an_existing_output_is_refused_without_force(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_planted_fault_fails_parity_and_leaves_nothing(
-    tmp_path: Path, light_encoder: LightEncoder, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    perturb_written_weights(monkeypatch)
-    with pytest.raises(ParityError, match=r"sentence_tokens: the exported fp32 model differs"):
-        export_device_bundle(
-            light_encoder, tmp_path / "b", word_space="ab" * 32, foundation="f", pictures=pictures, coreml=False
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_union_head_of_another_width_is_refused(
     tmp_path: Path, causal_foundation: Foundation, pictures: Path
 ) -> None:
@@ -141,22 +127,3 @@ def test_a_union_head_of_another_width_is_refused(
 def test_too_few_pictures_are_refused(tmp_path: Path, light_encoder: LightEncoder) -> None:
     with pytest.raises(ExportError, match="2 or more pictures"):
         export_device_bundle(light_encoder, tmp_path / "b", word_space="a", foundation="f", pictures=tmp_path)
-
-
-def perturb_written_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the writer change one weight, as a broken conversion would."""
-    from asymcir_export import bundles
-    from onnx import ModelProto, numpy_helper
-
-    original = bundles.store_lean
-
-    def store_wrong(model: ModelProto, storage: str) -> ModelProto:
-        lean = original(model, storage)
-        for tensor in lean.graph.initializer:
-            if tensor.name.endswith("token_learner.project.weight"):
-                weight = numpy_helper.to_array(tensor).copy()
-                weight[: len(weight) // 2] *= -1.5
-                tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
-        return lean
-
-    monkeypatch.setattr(bundles, "store_lean", store_wrong)

@@ -1,12 +1,17 @@
 """The `asymcir export` command, in this process (torch is imported already)."""
 
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from asymcir_edge.cli import main
 from asymcir_export import bundles
 from asymcir_protos import read_manifest
 from asymcir_protos.manifest import DEVICE_BUNDLE, SERVER_BUNDLE
+from asymcir_server.bundle import ServerBundle
+from asymcir_server.text_encoder import TextEncoder
 from asymcir_training import Foundation, LightEncoder, UnionHead, save_light_encoder, save_union_head
 from onnx import ModelProto, numpy_helper
 
@@ -54,7 +59,7 @@ def test_a_planted_fault_exits_with_an_error(
     words = ["export", "device", str(checkpoint), "--out", str(out), "--pictures", str(pictures), "--no-coreml"]
     assert main(words) == 1
     error = capsys.readouterr().err
-    assert "sentence_tokens: the exported fp32 model differs from its original" in error
+    assert "sentence_tokens: the exported model differs from its original" in error
     assert "Traceback" not in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]  # no bundle, and no rest of one
 
@@ -64,33 +69,70 @@ def test_a_checkpoint_of_another_foundation_is_refused(
     tmp_path: Path,
     pictures: Path,
     bert_foundation: Foundation,
+    bert_name: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["export", "device", str(checkpoint), "--out", str(tmp_path / "b"), "--pictures", str(pictures)]
-    assert main([*words, "--foundation", bert_foundation.name]) == 1
+    assert main([*words, "--foundation", bert_name]) == 1
     assert "pass the foundation that it was trained against" in capsys.readouterr().err
 
 
-def test_server(
+def test_server_with_a_bidirectional_tower_and_lean_weights(
     tmp_path: Path,
     pictures: Path,
-    causal_foundation: Foundation,
+    bert_foundation: Foundation,
+    bert_name: str,
     union_head: UnionHead,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    save_union_head(tmp_path / "union", union_head, {"foundation": "tiny"})
+    save_union_head(tmp_path / "union", union_head, {"word_space": bert_foundation.word_space(), "foundation": "tiny"})
     out = tmp_path / "bundle"
-    words = ["export", "server", "--foundation", causal_foundation.name, "--union", str(tmp_path / "union")]
-    words += ["--out", str(out), "--pictures", str(pictures), "--storage", "fp16", "--union-storage", "int4"]
+    words = ["export", "server", "--foundation", bert_name, "--union", str(tmp_path / "union")]
+    words += ["--out", str(out), "--pictures", str(pictures), "--storage", "int8", "--union-storage", "int4"]
     assert main([*words, "--table-storage", "int8"]) == 0, capsys.readouterr().err
     manifest = read_manifest(out, format=SERVER_BUNDLE)
     assert manifest.properties["weight_storage"] == {
-        "text_encoder.onnx": "fp16",
-        "visual_encoder.onnx": "fp16",
+        "text_encoder.onnx": "int8",
+        "visual_encoder.onnx": "int8",
         "union_head.onnx": "int4",
         "word_embeddings.npy": "int8",
     }
     assert manifest.parity["target"]["weight_storage"] == "int4"
+    assert manifest.properties["text"]["causal"] is False
+    assert manifest.properties["text"]["word_embedding_scales"] == "word_embedding_scales.npy"
+    assert manifest.properties["tokenizer"]["clean"] == "whitespace"
+    bundle = ServerBundle.load(out)
+    assert bundle.text_session()[1] == {"word_embeddings", "attention_mask"}  # it pools by the mask
+    texts = ["a", "that red photo of a thing", ""]
+    found, expected = TextEncoder(bundle).encode_text(texts), bert_foundation.encode_text(texts).numpy()
+    cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosines.min() > 0.995
+
+
+def test_a_union_head_of_another_foundation_is_refused(
+    tmp_path: Path,
+    pictures: Path,
+    bert_foundation: Foundation,
+    bert_name: str,
+    union_head: UnionHead,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_union_head(tmp_path / "union", union_head, {"word_space": "0" * 64, "foundation": "another"})
+    words = ["export", "server", "--foundation", bert_name, "--union", str(tmp_path / "union")]
+    assert main([*words, "--out", str(tmp_path / "b"), "--pictures", str(pictures)]) == 1
+    error = capsys.readouterr().err
+    assert "pass the foundation that it was trained with" in error and "000000" in error
+    assert not (tmp_path / "b").exists()
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys\n"
+        "from asymcir_edge.cli import main\n"
+        "assert main(['export', 'device', '--help']) == 0\n"
+        "assert not {'torch', 'onnx', 'coremltools', 'open_clip'} & set(sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 def test_a_wrong_source_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from asymcir_training import LightEncoder
 def test_the_package_is_written_and_read_back(light_encoder: LightEncoder, tmp_path: Path) -> None:
     path = tmp_path / "encoder.mlpackage"
     found = write_coreml(light_encoder, light_encoder.preprocessing, path)
+    assert sorted(item.name for item in path.iterdir()) == ["Data", "Manifest.json"]
     assert found["input"] == "pixels: RGB image 64x64"
     assert found["output"] == "sentence_tokens: float16 [6, 48]"
     assert found["operators"]["conv"] > 10
@@ -23,6 +24,6 @@ def test_the_package_is_written_and_read_back(light_encoder: LightEncoder, tmp_p
 
 def test_bicubic_pictures_are_refused(light_encoder: LightEncoder, tmp_path: Path) -> None:
     spec = replace(light_encoder.preprocessing, interpolation="bicubic")
-    with pytest.raises(ExportError, match="no bicubic resize.*--no-coreml"):
+    with pytest.raises(ExportError, match=r"no bicubic resize.*--no-coreml"):
         write_coreml(light_encoder, spec, tmp_path / "encoder.mlpackage")
     assert list(tmp_path.iterdir()) == []

@@ -11,12 +11,12 @@ from asymcir_export.onnx_writer import batch_axis
 from onnx import ModelProto
 from torch import nn
 
-SHRINKS = {"fp16": 1.95, "int8": 3.8, "int4": 6.5}
+SHRINKS = {"fp16": 1.95, "int8": 3.6, "int4": 5.5}
 COSINES = {"fp16": 0.999999, "int8": 0.9995, "int4": 0.98}
 
 
 class Mixed(nn.Module):
-    """Every kind of weight that is stored lean: a convolution, matrix products both ways round, a table of positions."""
+    """Every kind of weight that is stored lean: a convolution, matrix products, a table of positions."""
 
     def __init__(self) -> None:
         super().__init__()

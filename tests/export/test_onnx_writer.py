@@ -63,7 +63,7 @@ def test_a_module_that_cannot_be_converted_is_one_clear_error() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x @ torch.zeros(3, 3)
 
-    with pytest.raises(ExportError, match="cannot convert Wrong to ONNX: .*reduction dim"):
+    with pytest.raises(ExportError, match=r"cannot convert Wrong to ONNX: .*reduction dim"):
         to_onnx(Wrong().eval(), {"x": torch.zeros(2, 5)}, outputs=["y"], axes={})
 
 

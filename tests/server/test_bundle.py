@@ -61,7 +61,7 @@ def test_no_folder_and_another_format(tmp_path: Path, gallery_folder: Path) -> N
         ("text", "text_encoder.onnx"),
         ("prompts", {"tokens": "a photo", "tokens_modifier": "{tokens} {modifier}", "null": ""}),
         ("prompts", {"tokens": "a {tokens}", "tokens_modifier": "a {tokens}", "null": ""}),
-        ("tokenizer", {"file": "tokenizer.json", "clean": "canonicalize"}),
+        ("tokenizer", {"file": "tokenizer.json", "clean": "spotless"}),
         ("tokenizer", {"file": "../tokenizer.json", "clean": "lower"}),
         ("union", {"file": "absent.onnx"}),
         ("target_spaces", ["union"]),

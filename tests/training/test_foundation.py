@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -5,8 +7,9 @@ import pytest
 import torch
 from asymcir_protos import preprocess
 from asymcir_training import Foundation, FoundationError, UnionHead, load_foundation
+from asymcir_training.foundation import needs_quick_gelu
 from PIL import Image
-from tiny_foundations import SIZE, WIDTH
+from tiny_foundations import EMBEDDING_WIDTH, WORD_WIDTH
 
 TEXTS = ["a photo of a cat", "a red dog", "", "a photo of a blue cat that is a dog"]
 
@@ -21,7 +24,11 @@ def test_images_equal_open_clips_own_preprocessing_and_encoder(foundation: Found
 
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     theirs = open_clip.image_transform(
-        SIZE, is_train=False, mean=foundation.preprocessing.mean, std=foundation.preprocessing.std, interpolation="bicubic"
+        foundation.preprocessing.size,
+        is_train=False,
+        mean=foundation.preprocessing.mean,
+        std=foundation.preprocessing.std,
+        interpolation="bicubic",
     )(Image.fromarray(pixels))
     ours = foundation.normalise_pixels(torch.tensor(preprocess(pixels, foundation.preprocessing))[None])
     assert (ours[0] - theirs).abs().max() < 0.02  # one grey level
@@ -35,14 +42,16 @@ def test_sentence_tokens_that_are_word_embeddings_give_the_text_of_those_words(f
     ids = foundation.tokenize("cat dog")
     tokens = foundation.word_embedding_table()[ids][None]
     composed = foundation.compose_query(tokens, ["is blue"])
-    torch.testing.assert_close(composed, foundation.encode_text(["a photo of cat dog that is blue"]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        composed, foundation.encode_text(["a photo of cat dog that is blue"]), rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(
         foundation.compose_query(tokens), foundation.encode_text(["a photo of cat dog"]), rtol=1e-4, atol=1e-5
     )
 
 
 def test_composition_does_not_depend_on_the_batch(foundation: Foundation) -> None:
-    tokens = torch.randn(3, 6, WIDTH, generator=torch.Generator().manual_seed(0))
+    tokens = torch.randn(3, 6, WORD_WIDTH, generator=torch.Generator().manual_seed(0))
     modifiers = ["is red", "", "is a blue dog that has a red cat"]
     together = foundation.compose_query(tokens, modifiers)
     for row, modifier in enumerate(modifiers):
@@ -51,7 +60,7 @@ def test_composition_does_not_depend_on_the_batch(foundation: Foundation) -> Non
 
 
 def test_gradients_reach_the_tokens_and_nothing_of_the_foundation(foundation: Foundation) -> None:
-    tokens = torch.randn(2, 6, WIDTH, requires_grad=True)
+    tokens = torch.randn(2, 6, WORD_WIDTH, requires_grad=True)
     foundation.compose_query(tokens, ["is red", ""]).square().sum().backward()
     assert tokens.grad is not None and tokens.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in foundation.parameters())
@@ -59,9 +68,9 @@ def test_gradients_reach_the_tokens_and_nothing_of_the_foundation(foundation: Fo
 
 
 def test_patches_lie_in_the_joint_space(foundation: Foundation) -> None:
-    pixels = torch.randn(2, 3, SIZE, SIZE)
+    pixels = torch.randn(2, 3, foundation.preprocessing.size, foundation.preprocessing.size)
     patches = foundation.encode_patches(pixels)
-    assert patches.ndim == 3 and patches.shape[0] == 2 and patches.shape[2] == WIDTH
+    assert patches.ndim == 3 and patches.shape[0] == 2 and patches.shape[2] == EMBEDDING_WIDTH
     if hasattr(foundation.model.visual, "trunk"):  # average pooling and a linear head commute
         torch.testing.assert_close(patches.mean(dim=1), foundation.encode_pixels(pixels), rtol=1e-3, atol=1e-4)
 
@@ -71,7 +80,7 @@ def test_spaces_name_the_model(clip_folder: Path, bert_folder: Path) -> None:
     other = load_foundation(f"local-dir:{bert_folder}")
     assert first.word_space() == again.word_space() != other.word_space()
     torch.manual_seed(0)
-    head = UnionHead(WIDTH)
+    head = UnionHead(EMBEDDING_WIDTH)
     spaces = first.target_spaces(head)
     assert sorted(spaces) == ["original", "sum", "union"] and len(set(spaces.values())) == 3
     assert spaces == again.target_spaces(head)
@@ -101,3 +110,29 @@ def test_causal_or_not_is_read_from_the_model(clip_folder: Path, bert_folder: Pa
 def test_what_cannot_be_loaded_says_what_to_do(name: str, pretrained: str | None, words: str) -> None:
     with pytest.raises(FoundationError, match=words):
         load_foundation(name, pretrained)
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "needed"),
+    [
+        ("ViT-L-14", "openai", True),  # the tag says so, the architecture does not
+        ("ViT-L-14", "laion2b_s32b_b82k", False),
+        ("ViT-L-14-quickgelu", "openai", True),
+        ("ViT-L-14", None, False),
+    ],
+)
+def test_the_activation_is_the_one_that_the_weights_were_trained_with(name: str, tag: str | None, needed: bool) -> None:
+    assert needs_quick_gelu(name, tag) is needed
+
+
+def test_spaces_tell_activations_apart(clip_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "quick"
+    shutil.copytree(clip_folder, other)
+    record = json.loads((other / "open_clip_config.json").read_text())
+    record["model_cfg"]["quick_gelu"] = True
+    (other / "open_clip_config.json").write_text(json.dumps(record))
+    plain, quick = load_foundation(f"local-dir:{clip_folder}"), load_foundation(f"local-dir:{other}")
+    head = UnionHead(EMBEDDING_WIDTH)
+    assert plain.word_space() != quick.word_space()
+    assert plain.target_spaces(head)["original"] != quick.target_spaces(head)["original"]
+    assert quick.name == "local-dir:quick"  # no path of a machine

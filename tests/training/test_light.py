@@ -6,9 +6,13 @@ from asymcir_training import AdaptiveTokenLearner, FoundationError, LightEncoder
 SPEC = Preprocessing(size=64, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
-@pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "tf_efficientnet_lite0", "fastvit_t8", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "backbone", ["mobilenetv3_small_050", "tf_efficientnet_lite0", "fastvit_t8", "vit_tiny_patch16_224"]
+)
 def test_backbones_of_several_kinds_give_tokens(backbone: str) -> None:
-    spec = Preprocessing(size=224, interpolation="bilinear", mean=SPEC.mean, std=SPEC.std) if "vit_" in backbone else SPEC
+    spec = (
+        Preprocessing(size=224, interpolation="bilinear", mean=SPEC.mean, std=SPEC.std) if "vit_" in backbone else SPEC
+    )
     model = LightEncoder(backbone, sentence_length=5, word_width=48, width=64, preprocessing=spec).eval()
     with torch.no_grad():
         assert model(torch.randn(2, 3, spec.size, spec.size)).shape == (2, 5, 48)

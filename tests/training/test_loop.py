@@ -53,5 +53,5 @@ def test_nan_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_no_steps_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="at least 1"):
+    with pytest.raises(TrainingError, match="at least one epoch"):
         LoopConfig(folder=tmp_path, steps=0)

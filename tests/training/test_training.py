@@ -9,6 +9,7 @@ from asymcir_protos import Preprocessing
 from asymcir_training import (
     CheckpointError,
     DataError,
+    FoundationError,
     LightEncoder,
     UnionHead,
     load_foundation,
@@ -22,7 +23,7 @@ from asymcir_training.loop import LoopConfig
 from asymcir_training.pictures import Augmentation, augment, batch_at, load_folder
 from asymcir_training.union_training import UnionConfig, train_union_head
 from PIL import Image
-from tiny_foundations import WIDTH
+from tiny_foundations import EMBEDDING_WIDTH, WORD_WIDTH
 from torch.nn import functional
 
 SPEC = Preprocessing(size=32, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -37,9 +38,11 @@ def _pictures(count: int) -> np.ndarray:
 def test_distillation_brings_the_tokens_sentence_to_its_image(bert_folder: Path, tmp_path: Path) -> None:
     foundation = load_foundation(f"local-dir:{bert_folder}")
     pictures = _pictures(32)
-    teacher = torch.from_numpy(np.random.default_rng(1).normal(size=(32, WIDTH))).float()
+    teacher = torch.from_numpy(np.random.default_rng(1).normal(size=(32, EMBEDDING_WIDTH))).float()
     torch.manual_seed(0)
-    student = LightEncoder("mobilenetv3_small_050", sentence_length=4, word_width=WIDTH, width=32, preprocessing=SPEC)
+    student = LightEncoder(
+        "mobilenetv3_small_050", sentence_length=4, word_width=WORD_WIDTH, width=32, preprocessing=SPEC
+    )
     before = {name: value.clone() for name, value in foundation.state_dict().items()}
     config = DistilConfig(batch=16, backbone_lr=3e-3, token_learner_lr=5e-3, augmentation=STILL, identity_weight=0.0)
     loop = LoopConfig(folder=tmp_path, steps=60, log_every=10)
@@ -53,7 +56,7 @@ def test_distillation_brings_the_tokens_sentence_to_its_image(bert_folder: Path,
         config=config,
         loop=loop,
     )
-    lines = [line for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
     first, last = (float(line.split('"gcd": ')[1].split(",")[0]) for line in (lines[0], lines[-1]))
     assert last < first - 0.2
     assert all(torch.equal(before[name], value) for name, value in foundation.state_dict().items())
@@ -61,11 +64,11 @@ def test_distillation_brings_the_tokens_sentence_to_its_image(bert_folder: Path,
 
 def test_union_training_learns_to_use_the_null_text(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    null = torch.randn(1, WIDTH)
-    images = torch.randn(64, WIDTH)
+    null = torch.randn(1, EMBEDDING_WIDTH)
+    images = torch.randn(64, EMBEDDING_WIDTH)
     # Queries stand half way to the null text: g = 0.5 is right, g = 1 (the picture alone) is not.
-    queries = functional.normalize(0.5 * images + 0.5 * null + 0.1 * torch.randn(64, WIDTH), dim=-1)
-    head = UnionHead(WIDTH)
+    queries = functional.normalize(0.5 * images + 0.5 * null + 0.1 * torch.randn(64, EMBEDDING_WIDTH), dim=-1)
+    head = UnionHead(EMBEDDING_WIDTH)
     train_union_head(
         head,
         queries=queries,
@@ -87,10 +90,10 @@ def test_union_training_learns_to_use_the_null_text(tmp_path: Path) -> None:
 def test_union_training_refuses_shapes_that_do_not_belong_together(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="one target per query"):
         train_union_head(
-            UnionHead(WIDTH),
-            queries=torch.zeros(3, WIDTH),
-            image_features=torch.zeros(4, WIDTH),
-            null_features=torch.zeros(1, WIDTH),
+            UnionHead(EMBEDDING_WIDTH),
+            queries=torch.zeros(3, EMBEDDING_WIDTH),
+            image_features=torch.zeros(4, EMBEDDING_WIDTH),
+            null_features=torch.zeros(1, EMBEDDING_WIDTH),
             targets=torch.zeros(2, dtype=torch.long),
             answers=torch.zeros(4, dtype=torch.long),
             config=UnionConfig(),
@@ -100,7 +103,9 @@ def test_union_training_refuses_shapes_that_do_not_belong_together(tmp_path: Pat
 
 def test_checkpoints_come_back_as_they_were(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    student = LightEncoder("mobilenetv3_small_050", sentence_length=4, word_width=12, width=16, preprocessing=SPEC).eval()
+    student = LightEncoder(
+        "mobilenetv3_small_050", sentence_length=4, word_width=12, width=16, preprocessing=SPEC
+    ).eval()
     save_light_encoder(tmp_path / "light", student, {"word_space": "w", "foundation": "f"})
     again, metadata = load_light_encoder(tmp_path / "light")
     x = torch.randn(1, 3, 32, 32)
@@ -110,7 +115,7 @@ def test_checkpoints_come_back_as_they_were(tmp_path: Path) -> None:
     head = UnionHead(16).eval()
     save_union_head(tmp_path / "union", head, {"foundation": "f"})
     save_union_head(tmp_path / "union", head, {"foundation": "f"})  # over the old one
-    assert torch.equal(load_union_head(tmp_path / "union").gate[0].weight, head.gate[0].weight)
+    assert torch.equal(load_union_head(tmp_path / "union")[0].gate[0].weight, head.gate[0].weight)
     with pytest.raises(CheckpointError, match="kind"):
         load_union_head(tmp_path / "light")
     with pytest.raises(CheckpointError, match="found none"):
@@ -123,11 +128,15 @@ def test_checkpoints_come_back_as_they_were(tmp_path: Path) -> None:
 def test_a_folder_is_read_and_what_cannot_be_read_is_listed(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20), (255, 0, 0)).save(tmp_path / "red.png")
     (tmp_path / "broken.png").write_bytes(b"not a picture")
-    pictures, paths, problems = load_folder(tmp_path, SPEC)
-    assert pictures.shape == (1, 32, 32, 3) and [path.name for path in paths] == ["red.png"] and "broken.png" in problems[0]
+    pictures, paths, problems = load_folder(tmp_path, SPEC, tmp_path / "store.npy")
+    assert (
+        pictures.shape == (1, 32, 32, 3)
+        and [path.name for path in paths] == ["red.png"]
+        and "broken.png" in problems[0]
+    )
     (tmp_path / "red.png").unlink()
     with pytest.raises(DataError, match="no usable picture"):
-        load_folder(tmp_path, SPEC)
+        load_folder(tmp_path, SPEC, tmp_path / "store.npy")
 
 
 def test_batches_cover_every_picture_once_an_epoch_and_follow_from_the_step() -> None:
@@ -150,3 +159,34 @@ def test_embedding_pictures_equals_one_by_one(bert_folder: Path) -> None:
     with torch.no_grad():
         alone = foundation.encode_pixels(foundation.normalise_pixels(torch.from_numpy(pictures[3:4])))
     torch.testing.assert_close(together[3:4], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_with_other_inputs_does_not_take_the_finished_one_for_its_own(tmp_path: Path) -> None:
+    def train(*, lr: float = 1e-4, shift: float = 0.0) -> None:
+        torch.manual_seed(0)
+        head = UnionHead(EMBEDDING_WIDTH)
+        features = torch.randn(8, EMBEDDING_WIDTH)
+        train_union_head(
+            head,
+            queries=features + shift,
+            image_features=features,
+            null_features=torch.ones(1, EMBEDDING_WIDTH),
+            targets=torch.arange(8),
+            answers=torch.arange(8),
+            config=UnionConfig(batch=4, lr=lr),
+            loop=LoopConfig(folder=tmp_path, steps=2),
+        )
+
+    train()
+    train()  # the same run: taken as done
+    with pytest.raises(CheckpointError, match="differs in inputs"):
+        train(shift=0.5)
+    with pytest.raises(CheckpointError, match="differs in config"):
+        train(lr=1e-3)
+
+
+def test_wrong_arguments_name_what_was_expected() -> None:
+    with pytest.raises(DataError, match="batch of 1 or more"):
+        DistilConfig(batch=0)
+    with pytest.raises(FoundationError, match="heads divide"):
+        LightEncoder("mobilenetv3_small_050", word_width=8, width=100, preprocessing=SPEC)

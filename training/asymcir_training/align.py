@@ -1,13 +1,13 @@
 """Align a visual tower to a frozen text tower, for those who bring no pretrained foundation.
 
-LiT-style (locked-image tuning turned round): the text tower is locked, the visual tower learns to put a picture where the
-text tower puts its names. Every name of the training set is a candidate, so small batches do.
+LiT-style (locked-image tuning turned round): the text tower is locked, the visual tower learns to put a picture where
+the text tower puts its names. Every name of the training set is a candidate, so small batches do.
 
 Notation: n pictures, C classes (names), K wordings of a name, E joint-embedding width.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asymcir_training.digests import digest, digest_pictures
+from asymcir_training.errors import DataError
 from asymcir_training.loop import LoopConfig, cosine_schedule, parameter_groups, run_steps
 from asymcir_training.pictures import Augmentation, augment, batch_at, gather
 
@@ -31,7 +33,11 @@ class AlignConfig:
     start_scale: float = 20.0
     largest_scale: float = 60.0
     clip_norm: float = 5.0
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise DataError(f"expected a batch of 1 or more, got {self.batch}")
 
 
 def align_visual_tower(
@@ -62,7 +68,9 @@ def align_visual_tower(
     """
     scale = nn.Parameter(torch.tensor(float(np.log(config.start_scale))))
     holder = nn.ParameterDict({"log_scale": scale})
-    groups = parameter_groups({trunk: config.trunk_lr, head: config.head_lr, holder: 1e-3}, weight_decay=config.weight_decay)
+    groups = parameter_groups(
+        {trunk: config.trunk_lr, head: config.head_lr, holder: 1e-3}, weight_decay=config.weight_decay
+    )
     optimizer = torch.optim.AdamW(groups, eps=1e-6)
     mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * 255.0
     std = torch.tensor(preprocessing.std).view(1, 3, 1, 1) * 255.0
@@ -80,13 +88,19 @@ def align_visual_tower(
         loss = functional.cross_entropy(logits, target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_([*trunk.parameters(), *head.parameters()], config.clip_norm)
+        norm = nn.utils.clip_grad_norm_([*trunk.parameters(), *head.parameters()], config.clip_norm)
         optimizer.step()
         hit = (logits.argmax(dim=1) == target).float().mean()
-        return {"loss": loss.item(), "hit": hit.item(), "scale": scale.exp().item()}
+        return {"loss": loss.item(), "norm": norm.item(), "hit": hit.item(), "scale": scale.exp().item()}
 
     parts = {"trunk": trunk, "head": head, "scale": holder, "optimizer": optimizer}
-    identity = {"trainer": "align", "pictures": len(labels), "classes": classes, "batch": config.batch}
+    identity = {
+        "trainer": "align",
+        "config": asdict(config),
+        "pictures": digest_pictures(pictures),
+        "names": digest(weights={"wordings": wordings, "labels": torch.from_numpy(labels)}, facts={}),
+        "start": digest(weights=trunk.state_dict() | head.state_dict(), facts={}),
+    }
     run_steps(loop, identity=identity, parts=parts, step=step)
     trunk.eval()
     return scale.exp().clamp_max(config.largest_scale).item()

@@ -21,7 +21,9 @@ LIGHT_ENCODER = "asymcir.light-encoder"
 UNION_HEAD = "asymcir.union-head"
 
 
-def save_checkpoint(folder: Path, *, kind: str, model: nn.Module, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path, *, kind: str, model: nn.Module, config: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> None:
     """Write a checkpoint beside `folder`, then put it in place of the old one."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -83,24 +85,28 @@ def load_light_encoder(folder: Path) -> tuple[LightEncoder, dict[str, Any]]:
 
 
 def save_union_head(folder: Path, model: UnionHead, metadata: Mapping[str, Any]) -> None:
-    """Write a UNION head; metadata must name the `foundation`."""
-    save_checkpoint(folder, kind=UNION_HEAD, model=model, config={"embedding_width": model.embedding_width}, metadata=metadata)
+    """Write a UNION head; metadata must name `word_space` and `foundation`."""
+    save_checkpoint(
+        folder, kind=UNION_HEAD, model=model, config={"embedding_width": model.embedding_width}, metadata=metadata
+    )
 
 
-def load_union_head(folder: Path) -> UnionHead:
-    """Load a UNION head in eval mode.
+def load_union_head(folder: Path) -> tuple[UnionHead, dict[str, Any]]:
+    """Load a UNION head in eval mode, and its metadata.
 
     Raises:
         CheckpointError: see `read_checkpoint`; or weights that do not fit the configuration.
     """
-    config, _, weights = read_checkpoint(folder, kind=UNION_HEAD)
+    config, metadata, weights = read_checkpoint(folder, kind=UNION_HEAD)
     model = UnionHead(config["embedding_width"])
     _fit(model, weights, folder)
-    return model.eval()
+    return model.eval(), metadata
 
 
 def _fit(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
     try:
         model.load_state_dict(dict(weights))
     except RuntimeError as exc:
-        raise CheckpointError(f"the weights in {folder} do not fit its configuration: {str(exc).splitlines()[0]}") from exc
+        raise CheckpointError(
+            f"the weights in {folder} do not fit its configuration: {str(exc).splitlines()[0]}"
+        ) from exc

@@ -6,7 +6,7 @@ Notation: n pictures, b batch, L sentence tokens, D word-embedding width, E join
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asymcir_training.digests import digest, digest_pictures
+from asymcir_training.errors import DataError
 from asymcir_training.foundation import Foundation, normalise_pixels
 from asymcir_training.light import LightEncoder
 from asymcir_training.loop import LoopConfig, cosine_schedule, parameter_groups, run_steps
@@ -42,7 +44,11 @@ class DistilConfig:
     identity_weight: float = 0.5
     nearest: int = 1
     clip_norm: float = 5.0
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise DataError(f"expected a batch of 1 or more, got {self.batch}")
 
 
 @torch.no_grad()
@@ -87,9 +93,16 @@ def distil(
         modifiers: the changes that composition consistency draws from.
         config, loop: see their classes.
 
+    Raises:
+        DataError: a loss that is on lacks its phrases or modifiers.
+
     Source: ISA, arXiv:2403.01431, for GCD; composition consistency is ours.
     """
-    bank = embed_phrases(foundation, phrases)
+    if (config.consistency_weight or config.identity_weight) and not phrases:
+        raise DataError("composition consistency and identity need a text bank: give phrases, or set both weights to 0")
+    if config.consistency_weight and not modifiers:
+        raise DataError("composition consistency needs modifiers: give some, or set its weight to 0")
+    bank = embed_phrases(foundation, phrases) if phrases else teacher.new_zeros(1, teacher.shape[1])
     nearest = nearest_phrases(teacher, bank, config.nearest)  # [n, nearest]
     optimizer = torch.optim.AdamW(
         parameter_groups(
@@ -129,19 +142,18 @@ def distil(
             loss = loss + config.consistency_weight * figures["consistency"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
         optimizer.step()
-        return {name: value.item() for name, value in figures.items()}
+        return {name: value.item() for name, value in figures.items()} | {"norm": norm.item()}
 
     identity = {
         "trainer": "distil",
-        "foundation": foundation.name,
+        "config": asdict(config),
         "student": student.config,
-        "pictures": len(teacher),
-        "phrases": len(phrases),
-        "modifiers": len(modifiers),
-        "batch": config.batch,
-        "weights": [config.consistency_weight, config.identity_weight],
+        "word_space": foundation.word_space(),
+        "pictures": digest_pictures(pictures),
+        "teacher": digest(weights={"features": teacher}, facts={"phrases": [*phrases], "modifiers": [*modifiers]}),
+        "start": digest(weights=student.state_dict(), facts={}),
     }
     run_steps(loop, identity=identity, parts={"student": student, "optimizer": optimizer}, step=step)
     student.eval()

@@ -8,6 +8,7 @@ Notation: b batch, T tokens, L sentence tokens, D word-embedding width, E joint-
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -19,10 +20,11 @@ from torch.nn import functional
 from asymcir_training.digests import digest
 from asymcir_training.errors import FoundationError
 from asymcir_training.prompts import NULL_PROMPT, PROMPTS, TOKENS_MODIFIER_PROMPT, TOKENS_PROMPT
-from asymcir_training.text_towers import build_text_tower
+from asymcir_training.text_towers import activation_name, build_text_tower
 from asymcir_training.words import WordTokenizer
 
-_SPACE_VERSION = 1
+_SPACE_VERSION = 2
+_DETAIL_LENGTH = 300
 
 
 class Foundation(nn.Module):
@@ -44,7 +46,7 @@ class Foundation(nn.Module):
         self.name = name
         self.model = model.eval().requires_grad_(False)
         self.words = WordTokenizer(tokenizer)
-        self.text = build_text_tower(model)
+        self.text = build_text_tower(model).eval().requires_grad_(False)
         self.preprocessing = _read_preprocessing(model)
         table = self.word_embedding_table()
         self.vocabulary_size, self.word_width = int(table.shape[0]), int(table.shape[1])
@@ -122,13 +124,19 @@ class Foundation(nn.Module):
             FoundationError: a visual tower without a projection that applies to single patches.
         """
         visual = self.model.visual
-        if hasattr(visual, "trunk"):  # timm: the pooled features are a linear map of the feature map's mean
-            features = visual.trunk.forward_features(pixels)
-            if features.ndim == 4:
-                features = features.flatten(2).transpose(1, 2)  # [b, P, c]
-            return visual.head(features)
+        if hasattr(visual, "trunk"):
+            trunk, linear = visual.trunk, getattr(visual.head, "proj", None)
+            features = trunk.forward_features(pixels)
+            if features.ndim != 4 or features.shape[1] != trunk.num_features or not isinstance(linear, nn.Linear):
+                raise FoundationError(
+                    "patch embeddings of a timm tower need a feature map [b, c, h, w], average pooling and a linear "
+                    f"projection, where pooling and projecting commute; this {type(trunk).__name__} has others"
+                )
+            return linear(features.flatten(2).transpose(1, 2))  # [b, P, E]
         if getattr(visual, "attn_pool", None) is not None or not hasattr(visual, "ln_post"):
-            raise FoundationError(f"the visual tower {type(visual).__name__} has no per-patch projection into the joint space")
+            raise FoundationError(
+                f"the visual tower {type(visual).__name__} has no per-patch projection into the joint space"
+            )
         found = visual.forward_intermediates(pixels, indices=1, normalize_intermediates=True, output_fmt="NLC")
         patches = found["image_intermediates"][-1]
         return patches @ visual.proj if visual.proj is not None else patches
@@ -159,9 +167,7 @@ class Foundation(nn.Module):
         texts = modifiers if modifiers is not None else [""] * sentence_tokens.shape[0]
         if len(texts) != sentence_tokens.shape[0]:
             raise FoundationError(f"expected {sentence_tokens.shape[0]} modifiers, one per query, got {len(texts)}")
-        rows = [
-            prefix + holes + (self.tokenize(after.format(modifier=text)) if text.strip() else []) for text in texts
-        ]
+        rows = [prefix + holes + (self.tokenize(after.format(modifier=text)) if text.strip() else []) for text in texts]
         return self._encode_rows(rows, sentence_tokens, len(self.start_ids) + len(prefix))
 
     def _encode_rows(self, rows: Sequence[list[int]], sentence_tokens: Tensor | None, position: int) -> Tensor:
@@ -191,6 +197,7 @@ class Foundation(nn.Module):
                 "end_ids": self.end_ids,
                 "clean": self.text_clean,
                 "vocabulary": self.words.vocabulary(),
+                "tower": self.text.facts(),
             },
         )
 
@@ -203,6 +210,7 @@ class Foundation(nn.Module):
             "word_space": self.word_space(),
             "null": PROMPTS["null"],
             "preprocessing": self.preprocessing.to_json(),
+            "tower": _visual_facts(self.model.visual),
         }
         head = {f"union.{name}": value for name, value in union_head.state_dict().items()}
         return {
@@ -232,17 +240,61 @@ def load_foundation(name: str, pretrained: str | None = None) -> Foundation:
     if not name.startswith(("local-dir:", "hf-hub:")):
         _check_known(name, pretrained)
     try:
-        model, _, _ = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+        model, _, _ = open_clip.create_model_and_transforms(
+            name, pretrained=pretrained, force_quick_gelu=needs_quick_gelu(name, pretrained)
+        )
         tokenizer = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError, FileNotFoundError) as exc:
-        detail = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        detail = " ".join(str(exc).split())[:_DETAIL_LENGTH] or type(exc).__name__
         tag = f" with weights {pretrained!r}" if pretrained else ""
         raise FoundationError(
-            f"cannot load the foundation {name!r}{tag}: {detail}; fetch its checkpoint where a network is at hand and pass "
-            "its path as the pretrained weights, or a folder as local-dir:FOLDER"
+            f"cannot load the foundation {name!r}{tag}: {detail}; fetch its checkpoint where a network is at hand and "
+            "pass its path as the pretrained weights, or a folder as local-dir:FOLDER"
         ) from exc
-    label = name if pretrained is None else f"{name}/{pretrained}"
-    return Foundation(label, model, tokenizer)
+    return Foundation(_label(name, pretrained), model, tokenizer)
+
+
+def needs_quick_gelu(name: str, pretrained: str | None) -> bool:
+    """Whether a tag was trained with QuickGELU; open_clip only warns where its architecture was not.
+
+    Raises:
+        FoundationError: the architecture has QuickGELU built in, and the tag was trained without.
+    """
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    if not tag:  # a local checkpoint or folder: its architecture's own activation
+        return False
+    trained_with = bool(tag.get("quick_gelu", False))
+    if (open_clip.get_model_config(name) or {}).get("quick_gelu", False) and not trained_with:
+        raise FoundationError(
+            f"the weights {pretrained!r} were not trained with QuickGELU, the architecture {name!r} has it: "
+            f"take {name.removesuffix('-quickgelu')!r}"
+        )
+    return trained_with
+
+
+def _label(name: str, pretrained: str | None) -> str:
+    """Name a foundation in manifests: never by a path of this machine."""
+    if name.startswith("local-dir:"):
+        return f"local-dir:{Path(name.removeprefix('local-dir:')).resolve().name}"
+    if pretrained is None:
+        return name
+    return f"{name}/{Path(pretrained).name}"
+
+
+def _visual_facts(visual: Any) -> dict[str, Any]:
+    """Return what a visual tower computes with beside its weights."""
+    if hasattr(visual, "trunk"):
+        record = visual.trunk.pretrained_cfg
+        return {
+            "kind": "timm",
+            "architecture": str(record.get("architecture", type(visual.trunk).__name__)),
+            "pool": str(getattr(visual.trunk, "global_pool", type(visual.trunk).__name__)),
+            "activation": activation_name(visual.trunk),
+        }
+    block = getattr(getattr(visual, "transformer", None), "resblocks", [None])[0]
+    heads = getattr(getattr(block, "attn", None), "num_heads", None)
+    pool = str(getattr(visual, "pool_type", ""))
+    return {"kind": type(visual).__name__, "heads": heads, "pool": pool, "activation": activation_name(visual)}
 
 
 def _check_known(name: str, pretrained: str | None) -> None:

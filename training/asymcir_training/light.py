@@ -13,25 +13,27 @@ from torch import Tensor, nn
 
 from asymcir_training.errors import FoundationError
 
+ATTENTION_HEADS = 8
+
 
 class AdaptiveTokenLearner(nn.Module):
     """Feature map [b, c, h, w] -> sentence tokens [b, L, D].
 
     Each location is shared out among L groups (softmax over the groups); a token is the attention-weighted mean of the
-    locations; then self-attention among tokens, cross-attention to the feature map, and a per-token FFN to the word width.
-    The wiring is our reading of ISA (arXiv:2403.01431) and of its closest public relative, Wu et al., AAAI 2022; the
-    paper's own figure could not be checked, so it is an adaptation.
+    locations; then self-attention among tokens, cross-attention to the feature map, and a per-token FFN to the word
+    width. The wiring is our reading of ISA (arXiv:2403.01431) and of its closest public relative, Wu et al., AAAI
+    2022; the paper's own figure could not be checked, so it is an adaptation.
     """
 
-    def __init__(self, channels: int, *, sentence_length: int, width: int, word_width: int, heads: int = 8) -> None:
+    def __init__(self, channels: int, *, sentence_length: int, width: int, word_width: int) -> None:
         super().__init__()
         self.project = nn.Conv2d(channels, width, 1)
         self.groups = nn.Conv2d(width, sentence_length, 1)
         self.self_norm = nn.LayerNorm(width)
-        self.self_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.self_attention = nn.MultiheadAttention(width, ATTENTION_HEADS, batch_first=True)
         self.cross_norm = nn.LayerNorm(width)
         self.map_norm = nn.LayerNorm(width)
-        self.cross_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.cross_attention = nn.MultiheadAttention(width, ATTENTION_HEADS, batch_first=True)
         self.out_norm = nn.LayerNorm(width)
         self.out = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, word_width))
         # Where words live: the output starts with the mean and the spread of the word-embedding table.
@@ -69,7 +71,7 @@ class LightEncoder(nn.Module):
         preprocessing: how pictures come in; bilinear, which Core ML can do.
 
     Raises:
-        FoundationError: unknown backbone (names the nearest).
+        FoundationError: unknown backbone (names the nearest), or widths that do not fit.
     """
 
     def __init__(
@@ -86,6 +88,11 @@ class LightEncoder(nn.Module):
         if not timm.is_model(backbone.split(".")[0]):
             nearest = ", ".join(difflib.get_close_matches(backbone, timm.list_models(), n=3, cutoff=0.3))
             raise FoundationError(f"unknown timm backbone {backbone!r}; nearest: {nearest or 'see timm.list_models()'}")
+        if sentence_length < 1 or width < 1 or width % ATTENTION_HEADS:
+            raise FoundationError(
+                f"expected 1 or more sentence tokens and an inner width that {ATTENTION_HEADS} heads divide, got "
+                f"{sentence_length} and {width}"
+            )
         self.config = {
             "backbone": backbone,
             "sentence_length": sentence_length,

@@ -1,7 +1,7 @@
 """The loop that every trainer runs in: seeded steps, progress, a JSON-lines log, checkpoints, exact resume.
 
-A step draws all its randomness from its own number, so a run that was interrupted and resumed takes the same steps as one
-that was not.
+A step draws all its randomness from its own number, so a run that was interrupted and resumed takes the same steps as
+one that was not.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from asymcir_protos.manifest import write_atomically
 from torch import nn
 
 from asymcir_training.errors import CheckpointError, TrainingError
@@ -53,11 +54,15 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise TrainingError(f"expected at least 1 training step, got {self.steps}: give more pictures or epochs")
+            raise TrainingError(f"expected 1 or more training steps, got {self.steps}: ask for at least one epoch")
 
 
 def run_steps(
-    config: LoopConfig, *, identity: Mapping[str, Any], parts: Mapping[str, Stateful], step: Callable[[int], dict[str, float]]
+    config: LoopConfig,
+    *,
+    identity: Mapping[str, Any],
+    parts: Mapping[str, Stateful],
+    step: Callable[[int], dict[str, float]],
 ) -> None:
     """Run `step(0) ... step(config.steps - 1)`, resuming where an earlier run of the same identity stopped.
 
@@ -69,13 +74,14 @@ def run_steps(
 
     Raises:
         CheckpointError: the folder holds the state of another run.
-        TrainingError: a figure became NaN or infinite; the state before it is kept.
+        TrainingError: a figure became NaN or infinite (return the gradient's norm as one); the state before is kept.
     """
     config.folder.mkdir(parents=True, exist_ok=True)
     # Plain JSON, so that what comes back from the file compares equal.
     identity = json.loads(json.dumps({**identity, "steps": config.steps, "seed": config.seed}))
     first = _resume(config.folder / _STATE, identity, parts)
-    started, logged = time.monotonic(), first
+    _cut_log(config.folder / _LOG_FILE, first)
+    started = time.monotonic()
     for number in range(first, config.steps):
         torch.manual_seed(config.seed * 1_000_003 + number)
         figures = step(number)
@@ -86,15 +92,19 @@ def run_steps(
             seconds = time.monotonic() - started
             rate = (done - first) / seconds
             left_s = (config.steps - done) / rate
-            line = {"step": done, **{name: round(value, 5) for name, value in figures.items()}, "steps_per_s": round(rate, 3)}
+            line = {
+                "step": done,
+                **{name: round(value, 5) for name, value in figures.items()},
+                "steps_per_s": round(rate, 3),
+            }
             with (config.folder / _LOG_FILE).open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
             shown = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
-            _LOG.info("%s %d/%d  %s  %.2f steps/s, %.0f s left", config.folder.name, done, config.steps, shown, rate, left_s)
-            logged = done
+            _LOG.info(
+                "%s %d/%d  %s  %.2f steps/s, %.0f s left", config.folder.name, done, config.steps, shown, rate, left_s
+            )
         if done % config.save_every == 0 or done == config.steps:
             _save(config.folder / _STATE, identity, parts, done)
-    _LOG.debug("last log line at step %d", logged)
 
 
 def cosine_schedule(optimizer: torch.optim.Optimizer, *, number: int, steps: int, warmup: int) -> float:
@@ -123,12 +133,21 @@ def parameter_groups(modules: Mapping[nn.Module, float], *, weight_decay: float)
     return groups
 
 
+def _cut_log(path: Path, done: int) -> None:
+    """Keep the log lines of the steps taken as done; an interrupted run wrote further ones, which come again."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_atomically(path, "".join(line for line in lines if json.loads(line)["step"] <= done))
+
+
 def _resume(path: Path, identity: Mapping[str, Any], parts: Mapping[str, Stateful]) -> int:
     if not path.is_file():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state["identity"] != identity:
-        changed = sorted(key for key in {*identity, *state["identity"]} if identity.get(key) != state["identity"].get(key))
+        changed = sorted(
+            key for key in {*identity, *state["identity"]} if identity.get(key) != state["identity"].get(key)
+        )
         raise CheckpointError(
             f"{path} is the state of another run (differs in {', '.join(changed)}): pass another folder, or remove it"
         )
@@ -140,6 +159,10 @@ def _resume(path: Path, identity: Mapping[str, Any], parts: Mapping[str, Statefu
 
 def _save(path: Path, identity: Mapping[str, Any], parts: Mapping[str, Stateful], done: int) -> None:
     temporary = path.with_suffix(".tmp")
-    state = {"identity": dict(identity), "done": done, "parts": {name: part.state_dict() for name, part in parts.items()}}
+    state = {
+        "identity": dict(identity),
+        "done": done,
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+    }
     torch.save(state, temporary)
     temporary.replace(path)

@@ -38,8 +38,13 @@ class Augmentation:
     grey: float = 0.0
 
 
-def load_folder(folder: Path, spec: Preprocessing) -> tuple[NDArray[np.uint8], list[Path], list[str]]:
-    """Read every picture below a folder.
+def load_folder(folder: Path, spec: Preprocessing, store: Path) -> tuple[NDArray[np.uint8], list[Path], list[str]]:
+    """Read every picture below a folder, once, into a memory-mapped file.
+
+    Args:
+        folder: searched recursively.
+        spec: how pictures come in.
+        store: the file, 3 * S * S bytes a picture; replaced.
 
     Returns:
         pictures [n, S, S, 3], their paths, and one line for each file that could not be read.
@@ -47,16 +52,24 @@ def load_folder(folder: Path, spec: Preprocessing) -> tuple[NDArray[np.uint8], l
     Raises:
         DataError: no usable picture.
     """
-    pictures, paths, problems = [], [], []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
-        try:
-            pictures.append(preprocess(read_image(path), spec))
-            paths.append(path)
-        except ImageError as exc:
-            problems.append(str(exc))
-    if not pictures:
-        raise DataError(f"no usable picture below {folder} ({len(problems)} unreadable): expected PNG, JPEG, WebP files")
-    return np.stack(pictures), paths, problems
+    candidates = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths: list[Path] = []
+    problems: list[str] = []
+    if candidates:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        shape = (len(candidates), spec.size, spec.size, 3)
+        pictures = np.lib.format.open_memmap(store, mode="w+", dtype=np.uint8, shape=shape)
+        for path in candidates:
+            try:
+                pictures[len(paths)] = preprocess(read_image(path), spec)
+                paths.append(path)
+            except ImageError as exc:
+                problems.append(str(exc))
+    if not paths:
+        raise DataError(
+            f"no usable picture below {folder} ({len(problems)} unreadable): expected PNG, JPEG, WebP files"
+        )
+    return pictures[: len(paths)], paths, problems
 
 
 def batch_at(count: int, size: int, *, seed: int, number: int) -> NDArray[np.int64]:

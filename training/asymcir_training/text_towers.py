@@ -17,10 +17,14 @@ from asymcir_training.errors import FoundationError
 class ClipTextTower(nn.Module):
     """open_clip's own text transformer, causal (CLIP) or not (SigLIP, CLIPA, MobileCLIP)."""
 
-    def __init__(self, parts: Any, *, pool_type: str, use_pad_mask: bool) -> None:
+    def __init__(self, parts: Any, *, pool_type: str) -> None:
         super().__init__()
+        if getattr(parts, "use_pad_mask", False):
+            raise FoundationError("this text tower masks its padding by token id; open_clip's configs build none such")
         if getattr(parts, "cls_emb", None) is not None:
-            raise FoundationError("this text tower appends a class token (CoCa); use a CLIP, SigLIP or Hugging Face tower")
+            raise FoundationError(
+                "this text tower appends a class token (CoCa); use a CLIP, SigLIP or Hugging Face tower"
+            )
         if pool_type not in {"argmax", "eos", "first", "last"}:
             raise FoundationError(f"expected a text tower that pools argmax, eos, first or last, got {pool_type!r}")
         self.word_embedding = parts.token_embedding
@@ -29,15 +33,25 @@ class ClipTextTower(nn.Module):
         self.ln_final = parts.ln_final
         self.text_projection = parts.text_projection
         self.pool_type = pool_type
-        self.use_pad_mask = use_pad_mask
         self.causal = parts.attn_mask is not None
         if self.causal:
             self.register_buffer("attn_mask", parts.attn_mask.detach().clone(), persistent=False)
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the tower computes with beside its weights, for `word_space`."""
+        return {
+            "kind": "clip",
+            "causal": self.causal,
+            "pool": self.pool_type,
+            "heads": self.transformer.resblocks[0].attn.num_heads,
+            "norm_eps": self.ln_final.eps,
+            "activation": activation_name(self.transformer),
+        }
+
     @property
     def pads_to_context(self) -> bool:
         """Whether the tower attends to padding, so that rows must always be padded to the whole context."""
-        return not self.causal and not self.use_pad_mask
+        return not self.causal
 
     @property
     def embedding_width(self) -> int:
@@ -49,17 +63,11 @@ class ClipTextTower(nn.Module):
         return int(self.text_projection.shape[1])
 
     def forward(self, word_embeddings: Tensor, attention_mask: Tensor, pool_index: Tensor) -> Tensor:
-        """Run the tower: [b, T, D], [b, T], [b] -> text features [b, E], not normalised."""
+        """Run the tower: [b, T, D], [b, T] (unused), [b] -> text features [b, E], not normalised."""
+        del attention_mask  # a causal tower never looks at padding, the others were trained to read it
         length = word_embeddings.shape[1]
         x = word_embeddings + self.positional_embedding[:length]
-        mask = None
-        if self.causal:
-            mask = self.attn_mask[:length, :length]
-        elif self.use_pad_mask:
-            heads = self.transformer.resblocks[0].attn.num_heads
-            blocked = (attention_mask == 0)[:, None, None, :].expand(-1, heads, length, -1)
-            mask = torch.zeros(blocked.shape, dtype=x.dtype, device=x.device)
-            mask = mask.masked_fill(blocked, float("-inf")).reshape(-1, length, length)
+        mask = self.attn_mask[:length, :length] if self.causal else None
         x = self.ln_final(self.transformer(x, attn_mask=mask))  # [b, T, D]
         if self.pool_type == "first":
             x = x[:, 0]
@@ -88,11 +96,39 @@ class HuggingFaceTextTower(nn.Module):
         self.embedding_width = embedding_width
         self.word_embedding = self.transformer.get_input_embeddings()
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the tower computes with beside its weights, for `word_space`."""
+        config = self.transformer.config.to_dict()
+        return {"kind": "hugging face", "pool": type(self.pooler).__name__} | {
+            key: config[key] for key in _HUGGING_FACE_FACTS if key in config
+        }
+
     def forward(self, word_embeddings: Tensor, attention_mask: Tensor, pool_index: Tensor) -> Tensor:
         """Run the tower: [b, T, D], [b, T], [b] (unused) -> text features [b, E], not normalised."""
         del pool_index
         output = self.transformer(inputs_embeds=word_embeddings, attention_mask=attention_mask)
         return self.proj(self.pooler(output, attention_mask))
+
+
+_HUGGING_FACE_FACTS = (
+    "hidden_act",
+    "is_decoder",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "model_type",
+    "num_attention_heads",
+    "num_heads",
+    "pad_token_id",
+)
+
+
+def activation_name(module: nn.Module) -> str:
+    """Name the activations of a tower ("GELU", "QuickGELU", "ReLU6"), which no weight shows."""
+    names = {type(part).__name__ for part in module.modules()}
+    return ",".join(sorted(name for name in names if name.lower().endswith(_ACTIVATIONS)))
+
+
+_ACTIVATIONS = ("elu", "elu6", "silu", "swish", "sigmoid", "tanh", "mish", "gelutanh", "act")
 
 
 TextTower = ClipTextTower | HuggingFaceTextTower
@@ -106,10 +142,10 @@ def build_text_tower(model: Any) -> TextTower:
     """
     text = getattr(model, "text", None)
     if text is None:  # open_clip.CLIP keeps the parts of its tower on the model itself
-        return ClipTextTower(model, pool_type=model.text_pool_type, use_pad_mask=False)
+        return ClipTextTower(model, pool_type=model.text_pool_type)
     kind = type(text).__name__
     if kind == "TextTransformer":
-        return ClipTextTower(text, pool_type=text.pool_type, use_pad_mask=text.use_pad_mask)
+        return ClipTextTower(text, pool_type=text.pool_type)
     if kind == "HFTextEncoder":
         return HuggingFaceTextTower(text, text.output_dim)
     raise FoundationError(f"expected open_clip's CLIP, TextTransformer or HFTextEncoder text tower, got {kind}")

@@ -1,7 +1,8 @@
 """The UNION head: how much of a gallery item's target representation is image and how much null text.
 
-Source: UNION, arXiv:2511.22253, and its public code: a randomly initialised T5 encoder stack over the two tokens [image,
-null text], then an MLP to one gate. There is no final sigmoid: the gate is unbounded. Written anew from that description.
+Source: UNION, arXiv:2511.22253, and its public code: a randomly initialised T5 encoder stack over the two tokens
+[image, null text], then an MLP to one gate. There is no final sigmoid: the gate is unbounded. Written anew from that
+description.
 
 Notation: b batch, E joint-embedding width.
 """

@@ -3,23 +3,25 @@
 Notation: t triplets, m pictures, E joint-embedding width.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from asymcir_training.digests import digest
 from asymcir_training.errors import DataError
 from asymcir_training.loop import LoopConfig, cosine_schedule, parameter_groups, run_steps
+from asymcir_training.losses import contrast
 from asymcir_training.pictures import batch_at
 from asymcir_training.union import UnionHead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnionConfig:
-    """The public code's recipe (FACTS of arXiv:2511.22253): AdamW, weight decay 0.05, eps 1e-6, fixed scale 100, clip 5.
+    """The recipe of UNION's public code (arXiv:2511.22253): AdamW, weight decay 0.05, eps 1e-6, scale 100.
 
-    Its CosineAnnealingWarmRestarts with T_0 = all epochs is one cosine; ours adds a short warm-up.
+    Gradients are clipped at 5. Its CosineAnnealingWarmRestarts with T_0 = all epochs is one cosine; ours adds a short
+    warm-up.
     """
 
     batch: int = 32
@@ -27,6 +29,10 @@ class UnionConfig:
     weight_decay: float = 0.05
     scale: float = 100.0
     clip_norm: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise DataError(f"expected a batch of 1 or more, got {self.batch}")
 
 
 def train_union_head(
@@ -56,8 +62,8 @@ def train_union_head(
     """
     if len(queries) != len(targets) or queries.shape[1] != image_features.shape[1]:
         raise DataError(
-            f"expected one target per query and one width, got queries {list(queries.shape)}, targets {list(targets.shape)}, "
-            f"image features {list(image_features.shape)}"
+            f"expected one target per query and one width, got queries {list(queries.shape)}, "
+            f"targets {list(targets.shape)}, image features {list(image_features.shape)}"
         )
     optimizer = torch.optim.AdamW(parameter_groups({head: config.lr}, weight_decay=config.weight_decay), eps=1e-6)
     head.train()
@@ -67,15 +73,26 @@ def train_union_head(
         index = torch.from_numpy(batch_at(len(targets), config.batch, seed=loop.seed, number=number))
         chosen = targets[index]
         target, gate = head(image_features[chosen], null_features.expand(len(index), -1))
-        logits = config.scale * functional.normalize(queries[index], dim=-1) @ target.T  # [b, b]
-        same = (answers[chosen][:, None] == answers[chosen][None, :]).float()
-        loss = functional.cross_entropy(logits, same / same.sum(dim=1, keepdim=True))
+        same = answers[chosen][:, None] == answers[chosen][None, :]  # [b, b]
+        loss = contrast(queries[index], target, same, config.scale)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(head.parameters(), config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(head.parameters(), config.clip_norm)
         optimizer.step()
-        return {"loss": loss.item(), "gate": gate.mean().item()}
+        return {"loss": loss.item(), "gate": gate.mean().item(), "norm": norm.item()}
 
-    identity = {"trainer": "union", "triplets": len(targets), "pictures": len(image_features), "batch": config.batch}
+    inputs = {
+        "queries": queries,
+        "images": image_features,
+        "null": null_features,
+        "targets": targets,
+        "answers": answers,
+    }
+    identity = {
+        "trainer": "union",
+        "config": asdict(config),
+        "inputs": digest(weights=inputs, facts={}),
+        "start": digest(weights=head.state_dict(), facts={}),
+    }
     run_steps(loop, identity=identity, parts={"head": head, "optimizer": optimizer}, step=step)
     head.eval()

@@ -41,7 +41,7 @@ class WordTokenizer:
         found = self._cache.get(text)
         if found is None:
             if self._inner is None:
-                found = list(self.open_clip_tokenizer.encode(self.open_clip_tokenizer.clean_fn(text)))
+                found = list(self.open_clip_tokenizer.encode(text))  # cleans by itself
             else:
                 cleaned = self.open_clip_tokenizer.clean_fn(text)
                 found = list(self._inner(cleaned, add_special_tokens=False).input_ids)
