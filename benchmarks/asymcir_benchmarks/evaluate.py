@@ -1,7 +1,7 @@
 """EmojiCIR through the exported bundles: the composed query against every baseline, on the same gallery.
 
-Nothing here knows torch: tokens come from the device bundle, texts and the baselines' picture embeddings from the server
-bundle, ranks from the gallery's own index.
+Nothing here knows torch: tokens come from the device bundle, texts and the baselines' picture embeddings from the
+server bundle, ranks from the gallery's own index.
 
 Notation: q queries, E joint-embedding width.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from asymcir_benchmarks.emojicir import Triplet
 from asymcir_benchmarks.errors import BenchmarkError
-from asymcir_benchmarks.metrics import NOT_FOUND, recall_at
+from asymcir_benchmarks.metrics import NOT_FOUND, bootstrap_interval, recall_at
 
 METHODS = ("composed", "tokens only", "picture only", "text only", "picture + text", "target's name")
 """The query of each row. "picture" baselines use the server's large visual encoder; "tokens" the device's."""
@@ -43,6 +43,10 @@ class Evaluation:
         """R@k of a method, over all queries or over one family."""
         keep = np.array([family in (None, triplet.family) for triplet in self.triplets], dtype=bool)
         return recall_at(self.ranks[method][keep], k)
+
+    def interval(self, method: str, k: int) -> tuple[float, float]:
+        """95% interval of R@k over all queries, by resampling them."""
+        return bootstrap_interval((self.ranks[method] <= k).astype(np.float64))
 
     def families(self) -> dict[str, int]:
         """Return family -> how many queries, in the order of first appearance."""
@@ -68,6 +72,8 @@ def read_triplets(path: Path) -> list[Triplet]:
             found.append(Triplet(**json.loads(line)))
         except (ValueError, TypeError) as exc:
             raise BenchmarkError(f"{path}:{number} is not a triplet with reference, modifier, target, family") from exc
+    if not found:
+        raise BenchmarkError(f"{path} holds no triplet")
     return found
 
 
@@ -125,7 +131,9 @@ def evaluate_pictures(
         "tokens only": text.encode_queries(tokens),
         "picture only": _normalise(np.stack(_encode_pictures(pixels, VisualEncoder(bundle)))),
     }
-    return Evaluation(triplets=triplets, ranks={name: _rank(query, triplets, gallery) for name, query in queries.items()})
+    return Evaluation(
+        triplets=triplets, ranks={name: _rank(query, triplets, gallery) for name, query in queries.items()}
+    )
 
 
 def _encode_pictures(pixels: Sequence[NDArray[np.uint8]], visual: VisualEncoder) -> list[NDArray[np.float32]]:

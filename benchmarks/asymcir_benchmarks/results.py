@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ def write_result(path: Path, *, figures: Mapping[str, float], command: str | Non
         command: how to get these figures again; the running command by default.
     """
     record = {
-        "command": command or " ".join(["asymcir", *sys.argv[1:]]),
+        "command": command or shlex.join(["asymcir", *sys.argv[1:]]),
         "version": version("asymcir"),
         "commit": _commit(),
         "machine": f"{platform.machine()}, {_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}",
@@ -34,9 +35,14 @@ def write_result(path: Path, *, figures: Mapping[str, float], command: str | Non
 
 
 def _commit() -> str:
+    """Return the commit of the checkout that the command ran in, "unknown" outside one of this project."""
+    if not Path("protos/asymcir_protos").is_dir():
+        return "unknown"
     try:
         found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return found.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
@@ -47,4 +53,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or "unknown processor"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor"
+    )

@@ -73,7 +73,9 @@ class Assets:
 
     def shown_triplets(self) -> list[Triplet]:
         """Return what every run shows: chosen ones of seen concepts, and held-out ones drawn by a fixed seed."""
-        chosen = [triplet for triplet in read_triplets(self.folder / "triplets.jsonl") if triplet.family == SHOWN_FAMILY]
+        chosen = [
+            triplet for triplet in read_triplets(self.folder / "triplets.jsonl") if triplet.family == SHOWN_FAMILY
+        ]
         held_out = self.held_out_triplets()
         draw = random.Random(_SEED)
         families = list(dict.fromkeys(triplet.family for triplet in held_out))

@@ -2,6 +2,7 @@
 
 import argparse
 import resource
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -14,11 +15,13 @@ def register_demo(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "demo",
         help="build the demo's gallery, serve it, and run composed queries and sketches",
-        description="Check the demo's bundles, build its gallery, serve it over gRPC, run composed queries and sketches from "
-        "pictures in a style that nothing was trained on, measure the held-out triplets, and draw a contact sheet.",
+        description="Check the demo's bundles, build its gallery, serve it over gRPC, run composed queries and "
+        "sketches of pictures that nothing was trained on, measure the held-out ones, and draw a contact sheet.",
     )
     parser.add_argument("--assets", type=Path, default=Path("demo/assets"), help="default: demo/assets")
-    parser.add_argument("--out", type=Path, default=Path("demo/out"), help="gallery and contact sheet (default: demo/out)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo/out"), help="gallery and contact sheet (default: demo/out)"
+    )
     parser.add_argument("--port", type=int, default=0, help="of the server (default: a free one)")
     parser.add_argument("--figures", type=Path, help="write what was measured here as JSON")
     parser.set_defaults(run=run_demo)
@@ -40,7 +43,9 @@ def run_demo(args: argparse.Namespace) -> int:
     print("1. Checking the bundles against their manifests")
     device = DeviceBundle.load(assets.device_bundle)
     server = ServerBundle.load(assets.server_bundle)
-    print(f"   device: {device.sentence_length} tokens of width {device.word_width}, word space {device.word_space[:12]}")
+    print(
+        f"   device: {device.sentence_length} tokens of width {device.word_width}, word space {device.word_space[:12]}"
+    )
     print(f"   server: word space {server.word_space[:12]}, target space {server.target_space('union')[:12]} (union)")
 
     print("2. Building the gallery")
@@ -54,6 +59,8 @@ def run_demo(args: argparse.Namespace) -> int:
     encoder = QueryEncoder(device)
     with serving(assets, gallery, args.port) as address, RetrievalClient(address) as client:
         answers = ask(assets, encoder, client)
+    # Both processes at their largest, though not at the same moment: an upper bound.
+    serving_mb = _peak_memory_mb(resource.RUSAGE_SELF) + _peak_memory_mb(resource.RUSAGE_CHILDREN)
     print(f"   {'query':<34} {'change':<34} {'rank':>4}  {'ms':>5}  first answer")
     for row, result in answers:
         rank = str(row.rank) if row.rank else ">10"
@@ -64,10 +71,9 @@ def run_demo(args: argparse.Namespace) -> int:
 
     print("4. Measuring all held-out triplets and sketches")
     triplets, sketches = measure(assets, gallery)
-    seen = "unseen by every stage"
-    print(_indent(f"{len(triplets.triplets)} composed queries, target concepts and query style {seen}:"))
+    print(_indent(f"{len(triplets.triplets)} composed queries, target concepts and query style unseen by every stage:"))
     print(_indent(format_recalls(triplets)))
-    print(_indent(f"{len(sketches.triplets)} sketches of concepts {seen}:"))
+    print(_indent(f"{len(sketches.triplets)} sketches of concepts unseen by every stage:"))
     print(_indent(format_recalls(sketches)))
 
     sheet = args.out / "contact-sheet.png"
@@ -75,7 +81,7 @@ def run_demo(args: argparse.Namespace) -> int:
     title = f"asymcir demo: {len(answers)} queries, right answer among the top {TOP} for {right}"
     draw_sheet([row for row, _ in answers], assets.gallery_list.parent, SUFFIX, title, sheet)
     print(f"5. Contact sheet: {sheet}")
-    elapsed_s, memory_mb = time.monotonic() - started_s, _peak_memory_mb()
+    elapsed_s, memory_mb = time.monotonic() - started_s, max(serving_mb, _peak_memory_mb(resource.RUSAGE_SELF))
     if args.figures is not None:
         figures = {
             "pictures in the gallery": float(report.size),
@@ -89,17 +95,21 @@ def run_demo(args: argparse.Namespace) -> int:
         write_result(args.figures, figures={name: round(value, 4) for name, value in figures.items()})
         print(f"   figures: {args.figures}")
     print(f"\nDone in {elapsed_s:.0f} s, peak memory {memory_mb:.0f} MB. Try your own picture:\n")
-    print(f"   asymcir serve --bundle {assets.server_bundle} --gallery {gallery} --port 50051 &")
-    print(f"   asymcir query --image YOUR.jpg --text 'is blue' --server localhost:50051 --bundle {assets.device_bundle}")
+    # The command may not be on the PATH: name the one that runs.
+    asymcir = shlex.quote(sys.argv[0]) if Path(sys.argv[0]).name == "asymcir" else "asymcir"
+    print(f"   {asymcir} serve --bundle {assets.server_bundle} --gallery {gallery} --port 50051 &")
+    print(
+        f"   {asymcir} query --image YOUR.jpg --text 'is blue' --server localhost:50051 --bundle {assets.device_bundle}"
+    )
     print("\nor your own gallery:\n")
-    print(f"   asymcir gallery build YOUR_PICTURES --bundle {assets.server_bundle} --out my-gallery")
+    print(f"   {asymcir} gallery build YOUR_PICTURES --bundle {assets.server_bundle} --out my-gallery")
     return 0
 
 
-def _peak_memory_mb() -> float:
-    """Largest resident size of this process plus that of its largest child, the server."""
-    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes here
-    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
+def _peak_memory_mb(who: int) -> float:
+    """Largest resident size so far of this process, or of its largest child, which is the server."""
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(who).ru_maxrss * unit_bytes / 1e6
 
 
 def _print_progress(done: int, total: int, quarantined: int) -> None:

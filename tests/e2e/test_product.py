@@ -33,7 +33,9 @@ def test_the_typed_change_moves_the_answer(asymcir: Run, assets: Path, address: 
     changed = json.loads(_query(asymcir, assets, address, *words).stdout)
     plain = json.loads(_query(asymcir, assets, address, *(w for w in words if w not in ("--text", "is blue"))).stdout)
     ranks = [[hit["id"] for hit in answer["hits"]].index("blue-heart") for answer in (changed, plain)]
-    assert ranks[0] <= ranks[1] and ranks[0] < 5
+    assert ranks[0] < 5 and changed["hits"] != plain["hits"]
+    scores = [{hit["id"]: hit["score"] for hit in answer["hits"]} for answer in (changed, plain)]
+    assert scores[0]["blue-heart"] > scores[1]["blue-heart"]
     assert "red-heart" not in [hit["id"] for hit in changed["hits"]]
 
 
@@ -41,7 +43,9 @@ def test_int8_tokens_answer_like_fp16_at_half_the_size(asymcir: Run, assets: Pat
     image = assets / "queries" / "woman.webp"
     found = {}
     for encoding in ("fp16", "int8"):
-        done = _query(asymcir, assets, address, "--image", image, "--text", "has red hair", "--encoding", encoding, "--json")
+        done = _query(
+            asymcir, assets, address, "--image", image, "--text", "has red hair", "--encoding", encoding, "--json"
+        )
         found[encoding] = json.loads(done.stdout)
     ids = {encoding: [hit["id"] for hit in answer["hits"]] for encoding, answer in found.items()}
     assert len(set(ids["fp16"]) & set(ids["int8"])) >= 8
@@ -90,7 +94,9 @@ def test_a_device_bundle_of_another_word_space_is_refused(
     assert "000000" in done.stderr and ours[:12] in done.stderr
 
 
-def test_a_gallery_of_another_target_space_is_refused(asymcir: Run, assets: Path, gallery: Path, tmp_path: Path) -> None:
+def test_a_gallery_of_another_target_space_is_refused(
+    asymcir: Run, assets: Path, gallery: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "server"
     shutil.copytree(assets / "server", other)
     manifest = json.loads((other / MANIFEST_NAME).read_text(encoding="utf-8"))
@@ -130,7 +136,9 @@ def test_no_server_and_a_port_in_use_are_one_line(asymcir: Run, assets: Path, ga
     assert taken.returncode == 1 and port in taken.stderr and len(taken.stderr.strip().splitlines()) == 1
 
 
-def test_torch_is_not_imported_by_what_runs_on_a_device_or_a_server(assets: Path, picture_list: Path, tmp_path: Path) -> None:
+def test_torch_is_not_imported_by_what_runs_on_a_device_or_a_server(
+    assets: Path, picture_list: Path, tmp_path: Path
+) -> None:
     script = (
         "import sys; from asymcir_edge.cli import main; "
         f"code = main(['gallery', 'build', {str(picture_list)!r}, '--bundle', {str(assets / 'server')!r}, "

@@ -1,7 +1,7 @@
 """The concepts behind the pictures: emoji names, keywords, and who draws what.
 
-OpenMoji's table gives every code point sequence a name and keywords; the other sets are matched to it by code points where
-they publish them, else by the name's slug.
+OpenMoji's table gives every code point sequence a name and keywords; the other sets are matched to it by code points
+where they publish them, else by the name's slug.
 """
 
 import hashlib
@@ -10,6 +10,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+
+from asymcir_benchmarks.emojicir import APOSTROPHE
 
 ICON_SETS = {
     "noto": "@iconify-json/noto",
@@ -20,6 +22,7 @@ ICON_SETS = {
 STYLES = ("noto", "twemoji", "fluent", "emojione", "openmoji", "openmoji-line")
 HELD_OUT_STYLE = "twemoji"
 """Never trained on by any stage; the demo's query pictures come from it."""
+TRAINED_STYLES = tuple(style for style in STYLES if style != HELD_OUT_STYLE)
 HELD_OUT_SHARE = 0.10
 
 _SKIN_TONE = re.compile(r": .*skin tone.*$")
@@ -41,7 +44,7 @@ class Concept:
 def slugify(name: str) -> str:
     """Turn a name into the slug that the icon sets use: "man: dark skin tone" -> "man-dark-skin-tone"."""
     ascii_name = unicodedata.normalize("NFKD", name.lower()).encode("ascii", "ignore").decode()
-    ascii_name = ascii_name.replace("&", "and").replace("’", "").replace("'", "")
+    ascii_name = ascii_name.replace("&", "and").replace(APOSTROPHE, "").replace("'", "")
     return re.sub(r"[^a-z0-9]+", "-", ascii_name).strip("-")
 
 
@@ -81,7 +84,9 @@ def load_svgs(node_modules: Path, concepts: list[Concept]) -> dict[str, dict[str
         style: _load_iconify(node_modules / package, concepts) for style, package in ICON_SETS.items()
     }
     for style, folder in (("openmoji", "color"), ("openmoji-line", "black")):
-        files = {concept.slug: node_modules / "openmoji" / folder / "svg" / f"{concept.hexcode}.svg" for concept in concepts}
+        files = {
+            concept.slug: node_modules / "openmoji" / folder / "svg" / f"{concept.hexcode}.svg" for concept in concepts
+        }
         svgs[style] = {slug: path.read_text(encoding="utf-8") for slug, path in files.items() if path.is_file()}
     return svgs
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from asymcir_demo.recipe.concepts import HELD_OUT_STYLE, STYLES, Concept
+from asymcir_demo.recipe.concepts import TRAINED_STYLES, Concept
 from asymcir_demo.recipe.render import load_style
 
 BACKBONE = "tf_efficientnet_lite0"
@@ -34,7 +34,14 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 KEYWORDS_PER_CONCEPT = 3
 _LOG = logging.getLogger(__name__)
-_TEXT_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+_TEXT_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "special_tokens_map.json",
+)
 
 
 def write_initial_foundation(folder: Path) -> None:
@@ -101,13 +108,18 @@ def save_weights(model: Any, folder: Path) -> None:
 
 
 def word_names(concept: Concept) -> list[str]:
-    """Word a concept's name in several ways: "woman: red hair" -> "woman with red hair", "a photo of woman that has red hair"."""
+    """Word a concept's name in several ways: "woman: red hair" -> "woman with red hair", ..."""
     head, _, tail = concept.name.partition(": ")
     plain = f"{head} with {tail}" if tail else head
     plain = re.sub(r"\s+", " ", plain)
     detailed = f"{head} that has {tail}" if tail else head
     keywords = ", ".join(concept.keywords[:KEYWORDS_PER_CONCEPT])
-    return [plain, f"a photo of {plain}", f"a photo of {detailed}", f"{plain}: {keywords}" if keywords else concept.name]
+    return [
+        plain,
+        f"a photo of {plain}",
+        f"a photo of {detailed}",
+        f"{plain}: {keywords}" if keywords else concept.name,
+    ]
 
 
 def draws_its_name(concept: Concept, style: str) -> bool:
@@ -122,7 +134,9 @@ def embed_texts(foundation: Foundation, texts: list[str], batch: int = 256) -> T
     return functional.normalize(torch.cat(parts), dim=-1)
 
 
-def align(folder: Path, pictures: Path, concepts: list[Concept], *, epochs: int, seed: int, work: Path) -> dict[str, float]:
+def align(
+    folder: Path, pictures: Path, concepts: list[Concept], *, epochs: int, seed: int, work: Path
+) -> dict[str, float]:
     """Align the visual tower of the foundation in `folder`; returns what was measured."""
     foundation = load_foundation(f"local-dir:{folder}")
     seen = [concept for concept in concepts if not concept.held_out]
@@ -130,9 +144,7 @@ def align(folder: Path, pictures: Path, concepts: list[Concept], *, epochs: int,
     texts = [word_names(concept) for concept in seen]
     wordings = embed_texts(foundation, [text for row in texts for text in row]).view(len(seen), -1, EMBEDDING_WIDTH)
     arrays, labels = [], []
-    for style in STYLES:
-        if style == HELD_OUT_STYLE:
-            continue
+    for style in TRAINED_STYLES:
         array, slugs = load_style(pictures, style)
         keep = [i for i, slug in enumerate(slugs) if slug in index and draws_its_name(seen[index[slug]], style)]
         arrays.append(np.ascontiguousarray(array[keep]))

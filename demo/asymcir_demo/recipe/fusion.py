@@ -11,6 +11,7 @@ from asymcir_training.distil import embed_pictures
 from asymcir_training.loop import LoopConfig
 from asymcir_training.union_training import UnionConfig, train_union_head
 
+from asymcir_demo.recipe import FOUNDATION_NAME
 from asymcir_demo.recipe.concepts import HELD_OUT_STYLE, Concept
 from asymcir_demo.recipe.student import load_seen_pictures
 
@@ -33,18 +34,21 @@ def train_fusion(
 ) -> dict[str, float]:
     """Train and save the UNION head; returns what was measured.
 
-    Half of the queries are composed triplets; the other half are pictures alone, whose answer is the same concept in other
-    styles: the gallery serves both.
+    Half of the queries are composed triplets; the other half are pictures alone, whose answer is the same concept in
+    other styles: the gallery serves both.
     """
     foundation = load_foundation(f"local-dir:{foundation_folder}")
     student, _ = load_light_encoder(student_folder)
     styles = load_seen_pictures(pictures, concepts)
     image_features = embed_pictures(foundation, [array for array, _ in styles.values()])
     # Which pictures show a concept, line art left out: it may ask, but it is never an answer here.
+    query_start = 0
     numbers: dict[str, int] = {}
     answers: list[int] = []
     places: dict[str, list[int]] = {}
     for style, (_, slugs) in styles.items():
+        if style == QUERY_STYLE:
+            query_start = len(answers)
         for slug in slugs:
             if style != LINE_STYLE:
                 places.setdefault(slug, []).append(len(answers))
@@ -55,7 +59,8 @@ def train_fusion(
     rng = np.random.default_rng(seed)
     wanted = [(triplet.reference, triplet.modifier, triplet.target) for triplet in triplets]
     wanted += [(slug, "", slug) for slug in rng.permutation(sorted(query_rows))[: len(wanted)]]
-    wanted = [row for row in wanted if row[0] in query_rows and row[2] in places]
+    # A picture is never its own answer: a concept that only the query style draws asks nothing about itself.
+    wanted = [row for row in wanted if row[0] in query_rows and len(places.get(row[2], [])) > (row[0] == row[2])]
     queries, targets = [], []
     with torch.no_grad():
         for start in range(0, len(wanted), _BATCH):
@@ -63,7 +68,9 @@ def train_fusion(
             pixels = torch.from_numpy(np.stack([query_pictures[query_rows[reference]] for reference, _, _ in part]))
             tokens = student(normalise_pixels(pixels, student.preprocessing))
             queries.append(foundation.compose_query(tokens, [modifier for _, modifier, _ in part]))
-            targets += [int(rng.choice(places[target])) for _, _, target in part]
+            targets += [
+                _choose(rng, places[target], own=query_start + query_rows[reference]) for reference, _, target in part
+            ]
     torch.manual_seed(seed)
     head = UnionHead(foundation.embedding_width)
     config = UnionConfig()
@@ -79,7 +86,7 @@ def train_fusion(
         config=config,
         loop=LoopConfig(folder=work, steps=steps, seed=seed),
     )
-    save_union_head(out, head, {"foundation": "asymcir-demo (MiniLM-L6 + EfficientNet-Lite0)"})
+    save_union_head(out, head, {"word_space": foundation.word_space(), "foundation": FOUNDATION_NAME})
     with torch.no_grad():
         sample = image_features[:: max(1, len(image_features) // 512)]
         _, gate = head(sample, foundation.encode_null().expand(len(sample), -1))
@@ -89,3 +96,8 @@ def train_fusion(
         "gate_mean": gate.mean().item(),
         "gate_std": gate.std().item(),
     }
+
+
+def _choose(rng: np.random.Generator, places: list[int], *, own: int) -> int:
+    """Draw one of a concept's pictures, but not the one that asks."""
+    return int(rng.choice([place for place in places if place != own]))

@@ -18,7 +18,9 @@ _LOG = logging.getLogger(__name__)
 
 def render_svg(svg: str, size: int = SIZE) -> NDArray[np.uint8]:
     """Render one SVG: [size, size, 3], uint8, on white."""
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True))
+    png = bytes(
+        resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True)
+    )
     pixels = decode_image(png, name="a rendered SVG")
     if pixels.shape[:2] != (size, size):  # a drawing that is not square is centred
         canvas = np.full((size, size, 3), 255, dtype=np.uint8)

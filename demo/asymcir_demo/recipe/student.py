@@ -16,7 +16,8 @@ from asymcir_training.distil import DistilConfig, distil, embed_pictures
 from asymcir_training.loop import LoopConfig
 from numpy.typing import NDArray
 
-from asymcir_demo.recipe.concepts import HELD_OUT_STYLE, STYLES, Concept
+from asymcir_demo.recipe import FOUNDATION_NAME
+from asymcir_demo.recipe.concepts import TRAINED_STYLES, Concept
 from asymcir_demo.recipe.foundation import BACKBONE, IMAGENET_MEAN, IMAGENET_STD, SIZE, word_names
 from asymcir_demo.recipe.render import load_style
 
@@ -25,13 +26,14 @@ TOKEN_LEARNER_WIDTH = 256
 PREPROCESSING = Preprocessing(size=SIZE, interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 GENERAL_MODIFIERS = (
     "is small", "is big", "is old", "is young", "is new", "is broken", "is open", "is closed", "is empty", "is full",
-    "is smiling", "is crying", "is laughing", "is angry", "is sad", "is sleeping", "is surprised", "is scared", "is sick",
-    "is running", "is walking", "is standing", "is sitting", "is flying", "is swimming", "is dancing", "is working",
-    "is wearing a hat", "is wearing glasses", "holds a book", "holds a flower", "holds a heart", "plays music",
-    "has wings", "has a tail", "has long hair", "has a crown", "has two people", "has children", "has a heart",
-    "is on fire", "is in water", "is in the snow", "is at night", "is in the sun", "is made of wood", "is made of metal",
-    "is a girl", "is a boy", "is a child", "is an animal", "is a food", "is a building", "is a vehicle", "is a tool",
-    "is round", "is square", "is striped", "is a face", "is a flag", "is upside down", "is crossed out",
+    "is smiling", "is crying", "is laughing", "is angry", "is sad", "is sleeping", "is surprised", "is scared",
+    "is sick", "is running", "is walking", "is standing", "is sitting", "is flying", "is swimming", "is dancing",
+    "is working", "is wearing a hat", "is wearing glasses", "holds a book", "holds a flower", "holds a heart",
+    "plays music", "has wings", "has a tail", "has long hair", "has a crown", "has two people", "has children",
+    "has a heart", "is on fire", "is in water", "is in the snow", "is at night", "is in the sun", "is made of wood",
+    "is made of metal", "is a girl", "is a boy", "is a child", "is an animal", "is a food", "is a building",
+    "is a vehicle", "is a tool", "is round", "is square", "is striped", "is a face", "is a flag", "is upside down",
+    "is crossed out",
 )  # fmt: skip
 _LOG = logging.getLogger(__name__)
 
@@ -40,11 +42,10 @@ def load_seen_pictures(folder: Path, concepts: list[Concept]) -> dict[str, tuple
     """Load style -> (pictures, slugs) for every style but the held-out one, of every concept that is not held out."""
     seen = {concept.slug for concept in concepts if not concept.held_out}
     found = {}
-    for style in STYLES:
-        if style != HELD_OUT_STYLE:
-            array, slugs = load_style(folder, style)
-            keep = [i for i, slug in enumerate(slugs) if slug in seen]
-            found[style] = np.ascontiguousarray(array[keep]), [slugs[i] for i in keep]
+    for style in TRAINED_STYLES:
+        array, slugs = load_style(folder, style)
+        keep = [i for i, slug in enumerate(slugs) if slug in seen]
+        found[style] = np.ascontiguousarray(array[keep]), [slugs[i] for i in keep]
     return found
 
 
@@ -60,7 +61,7 @@ def phrase_bank(concepts: list[Concept]) -> list[str]:
 
 
 def modifier_bank(concepts: list[Concept]) -> list[str]:
-    """List the changes that composition consistency draws from: general ones, and those of the seen concepts' triplets."""
+    """List the changes that composition consistency draws from: general ones, and those that seen concepts show."""
     triplets = derive_triplets({concept.slug: concept.name for concept in concepts if not concept.held_out})
     return list(dict.fromkeys([*(triplet.modifier for triplet in triplets), *GENERAL_MODIFIERS]))
 
@@ -85,7 +86,13 @@ def distil_student(
     config = DistilConfig()
     steps = epochs * (len(teacher) // config.batch)
     phrases, modifiers = phrase_bank(concepts), modifier_bank(concepts)
-    _LOG.info("distilling on %d pictures, %d phrases, %d modifiers: %d steps", len(teacher), len(phrases), len(modifiers), steps)
+    _LOG.info(
+        "distilling on %d pictures, %d phrases, %d modifiers: %d steps",
+        len(teacher),
+        len(phrases),
+        len(modifiers),
+        steps,
+    )
     distil(
         student,
         foundation,
@@ -96,9 +103,7 @@ def distil_student(
         config=config,
         loop=LoopConfig(folder=work, steps=steps, seed=seed),
     )
-    save_light_encoder(
-        out, student, {"word_space": foundation.word_space(), "foundation": "asymcir-demo (MiniLM-L6 + EfficientNet-Lite0)"}
-    )
+    save_light_encoder(out, student, {"word_space": foundation.word_space(), "foundation": FOUNDATION_NAME})
     saved, _ = load_light_encoder(out)
     parameters = sum(value.numel() for value in saved.parameters())
     return {"pictures": float(len(teacher)), "steps": float(steps), "parameters": float(parameters)}
