@@ -99,7 +99,9 @@ def _run(record: Mapping[str, Any]) -> str:
 
 
 def _recipe(record: Mapping[str, Any]) -> str:
-    rows = [["figure", "value"], *([key, f"{value:,.4g}"] for key, value in record["figures"].items())]
+    rows = [["figure", "value"]]
+    for key, value in record["figures"].items():
+        rows.append([key, f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"])
     return _markdown(rows) + f"\n\n{_source(record)}"
 
 

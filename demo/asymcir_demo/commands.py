@@ -107,7 +107,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 def _peak_memory_mb(who: int) -> float:
-    """Largest resident size so far of this process, or of its largest child, which is the server."""
+    """Largest resident size so far of this process, or of its largest child, the builder or the server."""
     unit_bytes = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(who).ru_maxrss * unit_bytes / 1e6
 
