@@ -28,8 +28,8 @@ def recall_figures(evaluation: Evaluation, prefix: str) -> dict[str, float]:
         for family in (None, *families):
             for k in CUTS:
                 key = f"{prefix}, {method}, {family or 'all'}, R@{k}"
-                figures[key] = round(evaluation.recall(method, k, family), 4)
+                figures[key] = round(evaluation.recall(method, k, family), 6)
         low, high = evaluation.interval(method, max(CUTS))
-        figures[f"{prefix}, {method}, all, R@{max(CUTS)} low"] = round(low, 4)
-        figures[f"{prefix}, {method}, all, R@{max(CUTS)} high"] = round(high, 4)
+        figures[f"{prefix}, {method}, all, R@{max(CUTS)} low"] = round(low, 6)
+        figures[f"{prefix}, {method}, all, R@{max(CUTS)} high"] = round(high, 6)
     return figures

@@ -92,7 +92,7 @@ def run_demo(args: argparse.Namespace) -> int:
             **recall_figures(triplets, "triplets"),
             **recall_figures(sketches, "sketches"),
         }
-        write_result(args.figures, figures={name: round(value, 4) for name, value in figures.items()})
+        write_result(args.figures, figures={name: round(value, 6) for name, value in figures.items()})
         print(f"   figures: {args.figures}")
     print(f"\nDone in {elapsed_s:.0f} s, peak memory {memory_mb:.0f} MB. Try your own picture:\n")
     # The command may not be on the PATH: name the one that runs.
@@ -103,6 +103,7 @@ def run_demo(args: argparse.Namespace) -> int:
     )
     print("\nor your own gallery:\n")
     print(f"   {asymcir} gallery build YOUR_PICTURES --bundle {assets.server_bundle} --out my-gallery")
+    print(f"   {asymcir} serve --bundle {assets.server_bundle} --gallery my-gallery --port 50052 &")
     return 0
 
 

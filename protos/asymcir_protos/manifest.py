@@ -139,7 +139,7 @@ def read_manifest(folder: Path, *, format: str) -> Manifest:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise BundleError(f"{path} is damaged ({type(exc).__name__}: {exc}): export or download it again") from exc
     if manifest.format != format:
-        raise BundleError(f"expected a {format} at {folder}, got a {manifest.format}: pass the right folder")
+        raise BundleError(f"expected an {format} at {folder}, got an {manifest.format}: pass the right folder")
     if manifest.version != FORMAT_VERSION:
         raise BundleError(
             f"{folder} is of format version {manifest.version}, this asymcir reads {FORMAT_VERSION}: "

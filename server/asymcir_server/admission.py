@@ -24,7 +24,7 @@ class Admission:
     def __init__(self, *, concurrency: int, max_in_flight: int) -> None:
         """Start closed to nobody."""
         self._slots = threading.BoundedSemaphore(concurrency)
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._max_in_flight = max_in_flight
         self._in_flight = 0
         self._draining = False
@@ -66,8 +66,14 @@ class Admission:
         finally:
             with self._lock:
                 self._in_flight -= 1
+                self._lock.notify_all()
 
     def drain(self) -> None:
         """Turn new requests away from now on; those in flight go on to their end."""
         with self._lock:
             self._draining = True
+
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Wait for the requests in flight to end; False when the time ran out before."""
+        with self._lock:
+            return self._lock.wait_for(lambda: self._in_flight == 0, timeout_s)

@@ -103,6 +103,8 @@ def run_gallery_build(args: argparse.Namespace) -> int:
         f"{report.snapshot}: {report.size} pictures as {args.target}, {report.quarantined} quarantined, "
         f"recall@10 {report.index_recall_at_10:.3f}, {report.elapsed_s:.1f} s"
     )
+    if report.quarantined:
+        print(f"put aside, with the reason: {report.snapshot / 'quarantine.jsonl'}")
     return 0
 
 

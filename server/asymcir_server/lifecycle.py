@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -116,7 +117,10 @@ class RetrievalServer:
         self._stopped = True
         self._health.enter_graceful_shutdown()
         self.service.admission.drain()
-        self._server.stop(self._config.drain_timeout_s).wait()
+        # Closing gRPC's server at once would cancel newcomers; while requests end they get the refusal that says why.
+        started_s = time.monotonic()
+        self.service.admission.wait_until_idle(self._config.drain_timeout_s)
+        self._server.stop(max(0.0, self._config.drain_timeout_s - (time.monotonic() - started_s))).wait()
         for pool in self._pools:
             pool.shutdown(wait=False)
 

@@ -32,7 +32,7 @@ def test_changed_encoder(tmp_path: Path) -> None:
 
 def test_server_bundle_is_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path, format=SERVER_BUNDLE, properties={})
-    with pytest.raises(BundleError, match=r"got a asymcir\.server-bundle"):
+    with pytest.raises(BundleError, match=r"got an asymcir\.server-bundle"):
         DeviceBundle.load(tmp_path)
 
 

@@ -84,7 +84,7 @@ def test_file_instead_of_folder(bundle: Path) -> None:
 
 def test_other_format(bundle: Path) -> None:
     _edit(bundle, format=GALLERY)
-    _fails(bundle, "got a asymcir.gallery")
+    _fails(bundle, "got an asymcir.gallery")
 
 
 @pytest.mark.parametrize("version", [2, 0, "1", None])

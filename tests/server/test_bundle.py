@@ -50,7 +50,7 @@ def test_a_missing_file_does_not_load(copy: Path, name: str) -> None:
 def test_no_folder_and_another_format(tmp_path: Path, gallery_folder: Path) -> None:
     with pytest.raises(BundleError, match="check the path"):
         ServerBundle.load(tmp_path / "none")
-    with pytest.raises(BundleError, match=r"expected a asymcir\.server-bundle"):
+    with pytest.raises(BundleError, match=r"expected an asymcir\.server-bundle"):
         ServerBundle.load(gallery_folder / "snapshots" / "000001")
 
 
