@@ -70,7 +70,7 @@ def run_demo(args: argparse.Namespace) -> int:
     print(f"   a query on the wire: {min(sizes)} to {max(sizes)} bytes; the server never saw a picture")
 
     print("4. Measuring all held-out triplets and sketches")
-    triplets, sketches = measure(assets, gallery)
+    triplets, sketches = measure(assets, gallery, server, encoder)
     print(_indent(f"{len(triplets.triplets)} composed queries, target concepts and query style unseen by every stage:"))
     print(_indent(format_recalls(triplets)))
     print(_indent(f"{len(sketches.triplets)} sketches of concepts unseen by every stage:"))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from asymcir_benchmarks.evaluate import Evaluation, evaluate_pictures, evaluate_triplets
-from asymcir_edge import DeviceBundle, QueryEncoder, RetrievalClient, SearchResult
+from asymcir_edge import QueryEncoder, RetrievalClient, SearchResult
 from asymcir_server import BuildReport, Gallery, ServerBundle, build_gallery
 from asymcir_server.gallery.build import Progress
 
@@ -102,10 +102,10 @@ def _ask_one(
     return Row(query=path, change=modifier, note=note, hits=hits, answer=target, rank=rank), result
 
 
-def measure(assets: Assets, gallery: Path) -> tuple[Evaluation, Evaluation]:
+def measure(
+    assets: Assets, gallery: Path, bundle: ServerBundle, encoder: QueryEncoder
+) -> tuple[Evaluation, Evaluation]:
     """Evaluate the held-out triplets and the held-out sketches."""
-    bundle = ServerBundle.load(assets.server_bundle)
-    encoder = QueryEncoder(DeviceBundle.load(assets.device_bundle))
     opened = Gallery.open(gallery, bundle.target_spaces)
     try:
         triplets = evaluate_triplets(

@@ -19,7 +19,7 @@ from torch.nn import functional
 from asymcir_training.digests import digest, digest_pictures
 from asymcir_training.errors import DataError
 from asymcir_training.loop import LoopConfig, cosine_schedule, parameter_groups, run_steps
-from asymcir_training.pictures import Augmentation, augment, batch_at, gather
+from asymcir_training.pictures import Augmentation, batch_at, draw_views
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,16 +72,14 @@ def align_visual_tower(
         {trunk: config.trunk_lr, head: config.head_lr, holder: 1e-3}, weight_decay=config.weight_decay
     )
     optimizer = torch.optim.AdamW(groups, eps=1e-6)
-    mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * 255.0
-    std = torch.tensor(preprocessing.std).view(1, 3, 1, 1) * 255.0
     classes, choices, _ = wordings.shape
     trunk.train()
 
     def step(number: int) -> dict[str, float]:
         cosine_schedule(optimizer, number=number, steps=loop.steps, warmup=min(100, loop.steps // 10 + 1))
         index = batch_at(len(labels), config.batch, seed=loop.seed, number=number)
-        pixels = (augment(gather(pictures, index), config.augmentation) - mean) / std
-        embedding = functional.normalize(encode(pixels.contiguous(memory_format=torch.channels_last)), dim=-1)
+        pixels = draw_views(pictures, index, config.augmentation, preprocessing)
+        embedding = functional.normalize(encode(pixels), dim=-1)
         names = wordings[torch.arange(classes), torch.randint(choices, (classes,))]  # [C, E], one wording of each
         logits = scale.exp().clamp_max(config.largest_scale) * embedding @ names.T  # [b, C]
         target = torch.from_numpy(labels[index])

@@ -121,8 +121,9 @@ def run_union(args: argparse.Namespace) -> int:
     from asymcir_training.checkpoints import load_light_encoder, save_union_head
     from asymcir_training.distil import embed_pictures
     from asymcir_training.errors import DataError
-    from asymcir_training.foundation import load_foundation, normalise_pixels
+    from asymcir_training.foundation import load_foundation
     from asymcir_training.loop import LoopConfig
+    from asymcir_training.pictures import normalise_pixels
     from asymcir_training.triplets import read_picture_triplets
     from asymcir_training.union import UnionHead
     from asymcir_training.union_training import UnionConfig, train_union_head

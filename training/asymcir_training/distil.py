@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from asymcir_training.digests import digest, digest_pictures
 from asymcir_training.errors import DataError
-from asymcir_training.foundation import Foundation, normalise_pixels
+from asymcir_training.foundation import Foundation
 from asymcir_training.light import LightEncoder
 from asymcir_training.loop import LoopConfig, cosine_schedule, parameter_groups, run_steps
 from asymcir_training.losses import composition_consistency, global_contrastive_distillation
-from asymcir_training.pictures import Augmentation, augment, batch_at, gather
+from asymcir_training.pictures import Augmentation, batch_at, draw_views, gather
 from asymcir_training.prompts import TOKENS_MODIFIER_PROMPT, TOKENS_PROMPT
 
 
@@ -58,16 +58,20 @@ def embed_pictures(foundation: Foundation, pictures: Sequence[NDArray[np.uint8]]
     found = []
     for start in range(0, total, batch):
         pixels = gather(pictures, np.arange(start, min(start + batch, total)))  # [b, 3, S, S]
-        found.append(foundation.encode_pixels(normalise_pixels(pixels.permute(0, 2, 3, 1), foundation.preprocessing)))
+        found.append(foundation.encode_pixels(foundation.normalise_pixels(pixels.permute(0, 2, 3, 1))))
     return torch.cat(found)
 
 
 @torch.no_grad()
-def embed_phrases(foundation: Foundation, phrases: Sequence[str], batch: int = 256) -> Tensor:
-    """Embed phrases as "a photo of X": [P, E], L2-normalised."""
-    texts = [TOKENS_PROMPT.format(tokens=phrase) for phrase in phrases]
+def embed_texts(foundation: Foundation, texts: Sequence[str], batch: int = 256) -> Tensor:
+    """Embed texts: [n, E], L2-normalised."""
     found = [foundation.encode_text(texts[i : i + batch]) for i in range(0, len(texts), batch)]
     return functional.normalize(torch.cat(found), dim=-1)
+
+
+def embed_phrases(foundation: Foundation, phrases: Sequence[str]) -> Tensor:
+    """Embed phrases as "a photo of X": [P, E], L2-normalised."""
+    return embed_texts(foundation, [TOKENS_PROMPT.format(tokens=phrase) for phrase in phrases])
 
 
 def distil(
@@ -111,16 +115,13 @@ def distil(
         ),
         eps=1e-6,
     )
-    mean = torch.tensor(student.preprocessing.mean).view(1, 3, 1, 1) * 255.0
-    std = torch.tensor(student.preprocessing.std).view(1, 3, 1, 1) * 255.0
     student.train()
     student.to(memory_format=torch.channels_last)
 
     def step(number: int) -> dict[str, float]:
         cosine_schedule(optimizer, number=number, steps=loop.steps, warmup=min(100, loop.steps // 10 + 1))
         index = batch_at(len(teacher), config.batch, seed=loop.seed, number=number)
-        pixels = (augment(gather(pictures, index), config.augmentation) - mean) / std
-        tokens = student(pixels.contiguous(memory_format=torch.channels_last))  # [b, L, D]
+        tokens = student(draw_views(pictures, index, config.augmentation, student.preprocessing))  # [b, L, D]
         chosen = nearest[index, torch.randint(config.nearest, (len(index),))]  # [b]
         said = foundation.compose_query(tokens)
         figures = {"gcd": global_contrastive_distillation(said, teacher[index], config.scale)}

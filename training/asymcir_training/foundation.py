@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from asymcir_training.digests import digest
 from asymcir_training.errors import FoundationError
+from asymcir_training.pictures import normalise_pixels
 from asymcir_training.prompts import NULL_PROMPT, PROMPTS, TOKENS_MODIFIER_PROMPT, TOKENS_PROMPT
 from asymcir_training.text_towers import activation_name, build_text_tower
 from asymcir_training.words import WordTokenizer
@@ -217,13 +218,6 @@ class Foundation(nn.Module):
             target: digest(weights=visual | (head if target == "union" else {}), facts=facts | {"target": target})
             for target in ("union", "original", "sum")
         }
-
-
-def normalise_pixels(pixels: Tensor, spec: Preprocessing) -> Tensor:
-    """Turn [b, S, S, 3] uint8 into [b, 3, S, S] float, (pixels / 255 - mean) / std."""
-    mean = torch.tensor(spec.mean, device=pixels.device)
-    std = torch.tensor(spec.std, device=pixels.device)
-    return ((pixels.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
 
 
 def load_foundation(name: str, pretrained: str | None = None) -> Foundation:

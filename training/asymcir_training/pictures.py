@@ -113,3 +113,18 @@ def gather(sources: Sequence[NDArray[np.uint8]], index: NDArray[np.int64]) -> Te
     starts = ends - [len(source) for source in sources]
     chosen = np.stack([sources[w][i - starts[w]] for w, i in zip(which, index, strict=True)])
     return torch.from_numpy(chosen).permute(0, 3, 1, 2).float()
+
+
+def normalise_pixels(pixels: Tensor, spec: Preprocessing) -> Tensor:
+    """Turn [b, S, S, 3] uint8 into [b, 3, S, S] float, (pixels / 255 - mean) / std."""
+    mean = torch.tensor(spec.mean, device=pixels.device)
+    std = torch.tensor(spec.std, device=pixels.device)
+    return ((pixels.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
+
+
+def draw_views(
+    sources: Sequence[NDArray[np.uint8]], index: NDArray[np.int64], config: Augmentation, spec: Preprocessing
+) -> Tensor:
+    """Draw one augmented, normalised view of each picked picture: [b, 3, S, S], channels last in memory."""
+    views = augment(gather(sources, index), config)
+    return normalise_pixels(views.permute(0, 2, 3, 1), spec).contiguous(memory_format=torch.channels_last)

