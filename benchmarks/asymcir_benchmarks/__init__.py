@@ -1,6 +1,24 @@
 """Measuring: retrieval metrics, EmojiCIR triplets, and their evaluation through the exported bundles."""
 
 from asymcir_benchmarks.emojicir import Triplet, derive_triplets
-from asymcir_benchmarks.metrics import bootstrap_interval, recall_at
+from asymcir_benchmarks.metrics import (
+    Estimate,
+    average_precision,
+    bootstrap_interval,
+    paired_difference,
+    paired_ratio,
+    precision_at,
+    recall_at,
+)
 
-__all__ = ["Triplet", "bootstrap_interval", "derive_triplets", "recall_at"]
+__all__ = [
+    "Estimate",
+    "Triplet",
+    "average_precision",
+    "bootstrap_interval",
+    "derive_triplets",
+    "paired_difference",
+    "paired_ratio",
+    "precision_at",
+    "recall_at",
+]

@@ -1,9 +1,17 @@
 """The subcommand `asymcir eval`: arguments and output here, heavy imports inside the handler."""
 
 import argparse
+import logging
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
+
+SPLITS = ("dev", "test", "novel")  # dataset.SPLITS, whose module would be a heavy import
+PUBLISHED = ("test", "novel")
+COMMAND = "asymcir eval emojicir --assets demo/assets --out benchmarks/results/emojicir.json"
+"""How to get the published figures again, wherever they were written and built this time."""
 
 
 def register_eval(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
@@ -13,46 +21,49 @@ def register_eval(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     emojicir = datasets.add_parser(
         "emojicir",
         help="composed queries derived by rule from emoji names",
-        description="Rank each triplet's target by the composed query and every baseline, through the bundles.",
+        description="Build the galleries, then rank composed queries, pictures and sketches through the bundles.",
     )
+    emojicir.add_argument("--assets", type=Path, required=True, help="the data set's folder, demo/assets say")
     emojicir.add_argument(
-        "--triplets", type=Path, required=True, help="JSON lines: reference, modifier, target, family"
+        "--split", action="append", choices=SPLITS, help="may be given again (default: test and novel)"
     )
-    emojicir.add_argument("--pictures", type=Path, required=True, help="folder of query pictures, REFERENCE + suffix")
-    emojicir.add_argument("--suffix", default=".webp", help="of the query pictures (default: .webp)")
-    emojicir.add_argument("--bundle", type=Path, required=True, metavar="SERVER_BUNDLE")
-    emojicir.add_argument("--device", type=Path, required=True, metavar="DEVICE_BUNDLE")
-    emojicir.add_argument("--gallery", type=Path, required=True, help="its items' metadata must hold their name")
+    emojicir.add_argument("--device", type=Path, metavar="DEVICE_BUNDLE", help="(default: ASSETS/device)")
+    emojicir.add_argument("--bundle", type=Path, metavar="SERVER_BUNDLE", help="(default: ASSETS/server)")
+    emojicir.add_argument("--work", type=Path, help="build the galleries here and leave them (default: temporary)")
     emojicir.add_argument("--out", type=Path, help="write the figures here as JSON")
-    emojicir.set_defaults(run=run_emojicir)
+    emojicir.set_defaults(run=run_emojicir, log_level=logging.INFO)
 
 
 def run_emojicir(args: argparse.Namespace) -> int:
     """Evaluate, print, and write the figures."""
     from asymcir_edge import DeviceBundle, QueryEncoder
-    from asymcir_server import Gallery, ServerBundle
+    from asymcir_server import ServerBundle
 
-    from asymcir_benchmarks.evaluate import evaluate_triplets, read_triplets
+    from asymcir_benchmarks.cost import measure_cost
+    from asymcir_benchmarks.dataset import EmojiCir
+    from asymcir_benchmarks.protocol import build_galleries, evaluate_emojicir
     from asymcir_benchmarks.results import write_result
-    from asymcir_benchmarks.tables import format_recalls, recall_figures
+    from asymcir_benchmarks.tables import emojicir_figures, format_goals, format_split, goals_by_scope
 
-    bundle = ServerBundle.load(args.bundle)
-    gallery = Gallery.open(args.gallery, bundle.target_spaces)
-    triplets = read_triplets(args.triplets)
-    targets = list(dict.fromkeys(triplet.target for triplet in triplets))
-    names = dict(zip(targets, (str(record.get("name", "")) for record in gallery.metadata(targets)), strict=True))
-    evaluation = evaluate_triplets(
-        triplets,
-        pictures=args.pictures,
-        suffix=args.suffix,
-        names=names,
-        bundle=bundle,
-        encoder=QueryEncoder(DeviceBundle.load(args.device)),
-        gallery=gallery,
-    )
-    print(f"{len(triplets)} triplets, gallery of {gallery.size} ({gallery.target}), reference excluded")
-    print(format_recalls(evaluation))
+    splits = tuple(dict.fromkeys(args.split or PUBLISHED))
+    dataset = EmojiCir.load(args.assets)
+    dataset.require(splits)
+    device = DeviceBundle.load(args.device or args.assets / "device")
+    bundle = ServerBundle.load(args.bundle or args.assets / "server")
+    cost = measure_cost(device.encoder_path(), device.preprocessing.size)
+    with ExitStack() as stack:
+        work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asymcir-eval-")))
+        galleries = build_galleries(dataset, bundle, work)
+        for gallery in galleries.values():
+            stack.callback(gallery.close)
+        reports = evaluate_emojicir(
+            dataset, bundle=bundle, encoder=QueryEncoder(device), galleries=galleries, splits=splits
+        )
+    parts = [format_split(split, report) for split, report in reports.items()]
+    parts += [format_goals(scope, goals) for scope, goals in goals_by_scope(reports, cost).items()]
+    print("\n\n".join(parts))
     if args.out is not None:
-        write_result(args.out, figures=recall_figures(evaluation, f"triplets, {gallery.target} gallery"))
+        published = (splits, args.assets, args.device, args.bundle) == (PUBLISHED, Path("demo/assets"), None, None)
+        write_result(args.out, figures=emojicir_figures(reports, cost), command=COMMAND if published else None)
         print(f"figures: {args.out}")
     return 0

@@ -6,6 +6,7 @@ these tables is typed by hand.
 """
 
 import argparse
+import functools
 import json
 import re
 import sys
@@ -15,9 +16,15 @@ from typing import Any
 
 from asymcir_benchmarks.errors import BenchmarkError
 from asymcir_benchmarks.evaluate import CUTS, METHODS
+from asymcir_benchmarks.protocol import SKETCH_METHODS, TARGETS
+from asymcir_benchmarks.tables import SKETCH_FIGURES, TARGET_FIGURES
 
 PAGES = (Path("README.md"), Path("demo/README.md"))
+OPTIONAL_PAGES = (Path("training/RESULTS.md"), Path("benchmarks/README.md"))
+"""Filled where they are there."""
 RESULTS = Path("benchmarks/results")
+ABLATION_BASELINES = ("picture only", "picture + text", "target's name")
+_GOAL_SUFFIX = re.compile(r" (?:low|high)$|, (?:above|at least|at most|reached)$")
 _BLOCK = re.compile(r"(<!-- figures (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -28,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path(), help="of the repository")
     args = parser.parse_args(argv)
     stale = []
-    for page in PAGES:
+    for page in (*PAGES, *(page for page in OPTIONAL_PAGES if (args.root / page).is_file())):
         path = args.root / page
         text = path.read_text(encoding="utf-8")
         filled = fill(text, args.root / RESULTS)
@@ -36,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
             stale.append(str(page))
             if not args.check:
                 path.write_text(filled, encoding="utf-8")
-    for page in stale:
-        print(f"{page}: {'stale' if args.check else 'updated'}", file=sys.stderr)  # noqa: T201
+    for name in stale:
+        print(f"{name}: {'stale' if args.check else 'updated'}", file=sys.stderr)  # noqa: T201
     return 1 if stale and args.check else 0
 
 
@@ -49,30 +56,90 @@ def fill(text: str, results: Path) -> str:
         if name not in _TABLES:
             raise BenchmarkError(f"no table {name!r}: expected one of {', '.join(_TABLES)}")
         file, table = _TABLES[name]
-        record = json.loads((results / file).read_text(encoding="utf-8"))
-        return f"{match[1]}{table(record)}\n{match[3]}"
+        try:
+            record = json.loads((results / file).read_text(encoding="utf-8"))
+            return f"{match[1]}{table(record)}\n{match[3]}"
+        except OSError as exc:
+            raise BenchmarkError(f"no results for the table {name!r}: cannot read {results / file}") from exc
+        except KeyError as exc:
+            raise BenchmarkError(f"{results / file} lacks {exc} for the table {name!r}: measure again") from exc
 
     return _BLOCK.sub(replace, text)
 
 
-def _composed(record: Mapping[str, Any]) -> str:
+def _composed(record: Mapping[str, Any], prefix: str = "triplets") -> str:
     figures = record["figures"]
     rows = [["query", *(f"R@{k}" for k in CUTS), f"95% of R@{max(CUTS)}"]]
     for method in METHODS:
-        key = f"triplets, {method}, all, R@"
-        low, high = figures[f"{key}{max(CUTS)} low"], figures[f"{key}{max(CUTS)} high"]
-        rows.append([method, *(f"{figures[f'{key}{k}']:.3f}" for k in CUTS), f"{low:.3f} to {high:.3f}"])
+        key = f"{prefix}, {method}, all, R@{max(CUTS)}"
+        recalls = [f"{figures[f'{prefix}, {method}, all, R@{k}']:.3f}" for k in CUTS]
+        rows.append([method, *recalls, _interval(figures, key)])
     return _markdown(rows) + f"\n\n{_source(record)}"
 
 
-def _families(record: Mapping[str, Any]) -> str:
+def _families(record: Mapping[str, Any], prefix: str = "triplets", cuts: tuple[int, ...] = (10,)) -> str:
     figures = record["figures"]
-    families = [key.removeprefix("triplets of ") for key in figures if key.startswith("triplets of ")]
-    rows = [["R@10 by family", *METHODS]]
+    families = [key.removeprefix(f"{prefix} of ") for key in figures if key.startswith(f"{prefix} of ")]
+    rows = [[f"{' / '.join(f'R@{k}' for k in cuts)} by family", *METHODS]]
     for family in families:
-        recalls = [f"{figures[f'triplets, {method}, {family}, R@10']:.3f}" for method in METHODS]
-        rows.append([f"{family} ({figures[f'triplets of {family}']:.0f})", *recalls])
+        recalls = [
+            " / ".join(f"{figures[f'{prefix}, {method}, {family}, R@{k}']:.3f}" for k in cuts) for method in METHODS
+        ]
+        rows.append([f"{family} ({figures[f'{prefix} of {family}']:.0f})", *recalls])
     return _markdown(rows) + f"\n\n{_source(record)}"
+
+
+def _emojicir_goals(record: Mapping[str, Any]) -> str:
+    """Lay out the goals: a value that could not be written (a ratio over zero) is a dash."""
+    figures = record["figures"]
+    rows = [["figure", "of", "value", "95%", "target", "reached"]]
+    for key in dict.fromkeys(_GOAL_SUFFIX.sub("", key) for key in figures if key.startswith("goals of ")):
+        scope, _, name = key.removeprefix("goals of ").partition(", ")
+        bounds = [word for word in ("above", "at least", "at most") if f"{key}, {word}" in figures]
+        target = f"{bounds[0]} {figures[f'{key}, {bounds[0]}']:g}" if bounds else "-"
+        reached = {1.0: "yes", 0.0: "**no**", None: "-"}[figures.get(f"{key}, reached")]
+        value = f"{figures[key]:.3f}" if key in figures else "-"
+        interval = _interval(figures, key) if f"{key} low" in figures else "-"
+        rows.append([name, scope, value, interval, target, reached])
+    if len(rows) == 1:
+        raise KeyError("goals of ...")
+    return _markdown(rows) + f"\n\n{_source(record)}"
+
+
+def _emojicir_sketches(record: Mapping[str, Any]) -> str:
+    figures = record["figures"]
+    splits = _splits_with(figures, "sketches")
+    rows = [["query", "of", *SKETCH_FIGURES]]
+    for split in splits:
+        for method in SKETCH_METHODS:
+            values = [f"{figures[f'{split} sketches, {method}, {name}']:.3f}" for name in SKETCH_FIGURES]
+            rows.append([method, f"{split} ({figures[f'{split} sketches']:.0f})", *values])
+    return _markdown(rows) + f"\n\n{_source(record)}"
+
+
+def _emojicir_targets(record: Mapping[str, Any]) -> str:
+    figures = record["figures"]
+    rows = [["target", "of", *TARGET_FIGURES]]
+    for split in _splits_with(figures, "sketches"):
+        for target in TARGETS:
+            values = [f"{figures[f'{split} targets, {target}, {name}']:.3f}" for name in TARGET_FIGURES]
+            rows.append([target, split, *values])
+        for other in TARGETS[1:]:
+            keys = [f"{split} targets, {TARGETS[0]} - {other}, {name}" for name in TARGET_FIGURES]
+            values = [f"{figures[key]:+.3f} ({_interval(figures, key, '+.3f')})" for key in keys]
+            rows.append([f"{TARGETS[0]} - {other}", split, *values])
+    return _markdown(rows) + f"\n\n{_source(record)}"
+
+
+def _splits_with(figures: Mapping[str, float], part: str) -> list[str]:
+    splits = [key.removesuffix(f" {part}") for key in figures if key.endswith(f" {part}")]
+    if not splits:
+        raise KeyError(f"SPLIT {part}")
+    return splits
+
+
+def _interval(figures: Mapping[str, float], key: str, form: str = ".3f") -> str:
+    return f"{figures[f'{key} low']:{form}} to {figures[f'{key} high']:{form}}"
 
 
 def _sketches(record: Mapping[str, Any]) -> str:
@@ -83,6 +150,29 @@ def _sketches(record: Mapping[str, Any]) -> str:
         ("picture only", "the server's visual encoder"),
     ):
         rows.append([label, *(f"{figures[f'sketches, {method}, picture, R@{k}']:.3f}" for k in CUTS)])
+    return _markdown(rows) + f"\n\n{_source(record)}"
+
+
+def _ablation(record: Mapping[str, Any]) -> str:
+    """Lay out a row per variant, then the baselines; a figure that a row does not have is a dash."""
+    figures = record["figures"]
+    rows = [["distillation", "seeds", "composed, R@10", "composed, R@1", "tokens to its own concept, R@10"]]
+    for name in (key.removesuffix(", seeds") for key in figures if key.endswith(", seeds")):
+        found = f"{figures[f'{name}, composed, R@10']:.3f}"
+        deviation = figures.get(f"{name}, composed, R@10, standard deviation")
+        if deviation is not None:
+            found += f" ± {deviation:.3f}"
+        first, own = figures[f"{name}, composed, R@1"], figures[f"{name}, tokens to its own concept, R@10"]
+        rows.append([name, f"{figures[f'{name}, seeds']:.0f}", found, f"{first:.3f}", f"{own:.3f}"])
+    if len(rows) == 1:
+        raise KeyError("ROW, seeds")
+    for name in ABLATION_BASELINES:
+        keys = [f"baseline, {name}, R@10", f"baseline, {name}, R@1"]
+        if name == "picture only":
+            keys.append("baseline, picture to its own concept, R@10")
+        cells = [f"{figures[key]:.3f}" if key in figures else "-" for key in keys]
+        if any(cell != "-" for cell in cells):
+            rows.append([f"baseline: {name}", "-", *cells, *["-"] * (3 - len(cells))])
     return _markdown(rows) + f"\n\n{_source(record)}"
 
 
@@ -121,6 +211,22 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "sketches": ("demo.json", _sketches),
     "run": ("demo.json", _run),
     "recipe": ("demo-recipe.json", _recipe),
+    **{
+        f"emojicir-{split}": ("emojicir.json", functools.partial(_composed, prefix=f"{split} triplets"))
+        for split in ("test", "novel")
+    },
+    **{
+        f"emojicir-{split}-families": (
+            "emojicir.json",
+            functools.partial(_families, prefix=f"{split} triplets", cuts=(10, 1)),
+        )
+        for split in ("test", "novel")
+    },
+    "emojicir-test-first": ("emojicir.json", functools.partial(_families, prefix="test triplets", cuts=(1,))),
+    "ablation": ("ablation.json", _ablation),
+    "emojicir-goals": ("emojicir.json", _emojicir_goals),
+    "emojicir-sketches": ("emojicir.json", _emojicir_sketches),
+    "emojicir-targets": ("emojicir.json", _emojicir_targets),
 }
 
 if __name__ == "__main__":

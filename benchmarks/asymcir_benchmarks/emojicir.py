@@ -57,7 +57,7 @@ _DIRECTIONS = {
     "down-left": "points down and left",
 }
 _HOURS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_CLOCK_STEPS = (1, 3, 7)
+_CLOCK_STEPS = (1, 2, 3, 4, 6, 7, 11, 12)
 """Each clock face is asked for from the faces so many half hours before it."""
 
 
@@ -70,12 +70,14 @@ class Triplet:
         modifier: the change, to stand after "a photo of <picture> that".
         target: slug of the concept that answers.
         family: one of FAMILIES.
+        split: which concepts the target is of, "dev", "test", "novel" or "shown"; empty where nobody has said.
     """
 
     reference: str
     modifier: str
     target: str
     family: str
+    split: str = ""
 
 
 def derive_triplets(names: Mapping[str, str]) -> list[Triplet]:
@@ -97,22 +99,27 @@ _Rule = Iterator[tuple[str, str, str]]
 
 
 def _skin_tones(names: Iterable[str]) -> _Rule:
-    """Plain figure -> the figure in one skin tone."""
+    """Figure, plain or in the tone two steps further on -> the figure in one skin tone."""
     for name in names:
-        for tone in _TONES:
+        for number, tone in enumerate(_TONES):
             suffix = f": {tone} skin tone"
             if name.endswith(suffix):
-                yield name.removesuffix(suffix), f"has {tone} skin tone", name
+                figure = name.removesuffix(suffix)
+                other = _TONES[(number + 2) % len(_TONES)]
+                yield figure, f"has {tone} skin tone", name
+                yield f"{figure}: {other} skin tone", f"has {tone} skin tone", name
 
 
 def _hair(names: Iterable[str]) -> _Rule:
-    """Figure, in any skin tone -> the same with other hair."""
+    """Figure, in any skin tone, plain or with other hair -> the same with this hair."""
     for name in names:
         for hair, modifier in _HAIR.items():
-            if name.endswith(f": {hair}"):
-                yield name.removesuffix(f": {hair}"), modifier, name
-            elif name.endswith(f", {hair}"):
-                yield name.removesuffix(f", {hair}"), modifier, name
+            for joint in (": ", ", "):
+                if name.endswith(joint + hair):
+                    figure = name.removesuffix(joint + hair)
+                    yield figure, modifier, name
+                    for other in _HAIR:
+                        yield f"{figure}{joint}{other}", modifier, name
 
 
 def _colours(names: Iterable[str]) -> _Rule:

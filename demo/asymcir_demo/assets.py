@@ -7,12 +7,13 @@ from pathlib import Path
 
 from asymcir_benchmarks import Triplet
 from asymcir_benchmarks.evaluate import read_triplets
+from asymcir_benchmarks.rows import read_rows
 
 from asymcir_demo.errors import DemoError
 
 SUFFIX = ".webp"
 SHOWN_FAMILY = "shown"
-HELD_OUT_SHOWN = 6
+MEASURED = 300
 SKETCHES_SHOWN = 6
 _SEED = 7
 
@@ -68,8 +69,14 @@ class Assets:
         return {record["id"]: record["name"] for record in map(json.loads, lines)}
 
     def held_out_triplets(self) -> list[Triplet]:
-        """Return the triplets whose target no stage of the training has seen."""
-        return [triplet for triplet in read_triplets(self.folder / "triplets.jsonl") if triplet.family != SHOWN_FAMILY]
+        """Return the test split: target concepts unseen by distillation and by UNION training."""
+        return [triplet for triplet in read_triplets(self.folder / "triplets.jsonl") if triplet.split == "test"]
+
+    def measured_triplets(self) -> list[Triplet]:
+        """Return the part of them that a demo run measures, drawn by a fixed seed; `asymcir eval emojicir` does all."""
+        held_out = self.held_out_triplets()
+        chosen = set(random.Random(_SEED).sample(range(len(held_out)), min(MEASURED, len(held_out))))
+        return [triplet for number, triplet in enumerate(held_out) if number in chosen]
 
     def shown_triplets(self) -> list[Triplet]:
         """Return what every run shows: chosen ones of seen concepts, and held-out ones drawn by a fixed seed."""
@@ -79,15 +86,16 @@ class Assets:
         held_out = self.held_out_triplets()
         draw = random.Random(_SEED)
         families = list(dict.fromkeys(triplet.family for triplet in held_out))
-        drawn = [
-            draw.choice([triplet for triplet in held_out if triplet.family == family])
-            for family in families[:HELD_OUT_SHOWN]
-        ]
+        drawn = [draw.choice([triplet for triplet in held_out if triplet.family == family]) for family in families]
         return chosen + drawn
 
     def sketch_slugs(self) -> list[str]:
-        """Return the concepts that line art is there for."""
-        return sorted(path.stem for path in self.sketches.glob(f"*{SUFFIX}"))
+        """Return the concepts of the test split that line art is there for."""
+        return [
+            row["slug"]
+            for row in read_rows(self.folder / "sketches.jsonl", ("slug", "split"))
+            if row["split"] == "test"
+        ]
 
     def shown_sketches(self) -> list[str]:
         """Return the sketches that every run shows, drawn by a fixed seed."""

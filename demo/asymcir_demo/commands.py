@@ -69,11 +69,12 @@ def run_demo(args: argparse.Namespace) -> int:
     sizes = [result.request_size_bytes for _, result in answers]
     print(f"   a query on the wire: {min(sizes)} to {max(sizes)} bytes; the server never saw a picture")
 
-    print("4. Measuring all held-out triplets and sketches")
+    print("4. Measuring held-out triplets and sketches (all of them, and more: asymcir eval emojicir)")
     triplets, sketches = measure(assets, gallery, server, encoder)
-    print(_indent(f"{len(triplets.triplets)} composed queries, target concepts and query style unseen by every stage:"))
+    count = len(triplets.triplets)
+    print(_indent(f"{count} composed queries, the style unseen by every stage, the concepts by the distillation:"))
     print(_indent(format_recalls(triplets)))
-    print(_indent(f"{len(sketches.triplets)} sketches of concepts unseen by every stage:"))
+    print(_indent(f"{len(sketches.triplets)} sketches of concepts unseen by the distillation:"))
     print(_indent(format_recalls(sketches)))
 
     sheet = args.out / "contact-sheet.png"

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from asymcir_benchmarks.catalogue import Catalogue
 from asymcir_benchmarks.evaluate import Evaluation, evaluate_pictures, evaluate_triplets
 from asymcir_edge import QueryEncoder, RetrievalClient, SearchResult
 from asymcir_server import BuildReport, Gallery, ServerBundle, build_gallery
@@ -105,17 +106,19 @@ def _ask_one(
 def measure(
     assets: Assets, gallery: Path, bundle: ServerBundle, encoder: QueryEncoder
 ) -> tuple[Evaluation, Evaluation]:
-    """Evaluate the held-out triplets and the held-out sketches."""
+    """Evaluate a sample of the held-out triplets, and the held-out sketches."""
+    catalogue = Catalogue.read(assets.gallery_list)
     opened = Gallery.open(gallery, bundle.target_spaces)
     try:
         triplets = evaluate_triplets(
-            assets.held_out_triplets(),
+            assets.measured_triplets(),
             pictures=assets.queries,
             suffix=SUFFIX,
             names=assets.names(),
             bundle=bundle,
             encoder=encoder,
             gallery=opened,
+            catalogue=catalogue,
         )
         sketches = evaluate_pictures(
             assets.sketch_slugs(),
@@ -124,6 +127,7 @@ def measure(
             bundle=bundle,
             encoder=encoder,
             gallery=opened,
+            catalogue=catalogue,
         )
     finally:
         opened.close()

@@ -1,5 +1,6 @@
 from collections import Counter
 
+import pytest
 from asymcir_benchmarks import derive_triplets
 from asymcir_benchmarks.emojicir import FAMILIES
 
@@ -63,3 +64,36 @@ def test_nothing_is_its_own_answer_and_nothing_comes_twice() -> None:
 
 def test_names_without_a_counterpart_give_nothing() -> None:
     assert derive_triplets({"rocket": "rocket", "red-apple": "red apple"}) == []
+
+
+def _changes(names: list[str]) -> set[tuple[str, str, str]]:
+    return {(t.reference, t.modifier, t.target) for t in derive_triplets({name: name for name in names})}
+
+
+def test_a_skin_tone_is_asked_for_from_the_plain_figure_and_from_the_tone_two_steps_on() -> None:
+    tones = [f"elf: {tone} skin tone" for tone in ("light", "medium-light", "medium", "medium-dark", "dark")]
+    found = _changes(["elf", *tones])
+    expected = {("elf", f"has {tone.removeprefix('elf: ')}", tone) for tone in tones}
+    expected |= {(tones[(i + 2) % 5], f"has {tone.removeprefix('elf: ')}", tone) for i, tone in enumerate(tones)}
+    assert found == expected and len(found) == 10
+
+
+def test_hair_is_asked_for_from_other_hair_of_the_same_skin_tone() -> None:
+    found = _changes(["man: dark skin tone, bald", "man: dark skin tone, red hair", "man: light skin tone, red hair"])
+    assert found == {
+        ("man: dark skin tone, bald", "has red hair", "man: dark skin tone, red hair"),
+        ("man: dark skin tone, red hair", "is bald", "man: dark skin tone, bald"),
+    }
+
+
+def test_a_clock_face_is_asked_for_from_eight_others() -> None:
+    hours = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+    faces = [face for hour in hours for face in (f"{hour} o\u2019clock", f"{hour}-thirty")]
+    found = {reference for reference, _, target in _changes(faces) if target == "two o\u2019clock"}
+    place = faces.index("two o\u2019clock")
+    assert found == {faces[place - step] for step in (1, 2, 3, 4, 6, 7, 11, 12)} and len(found) == 8
+
+
+@pytest.mark.parametrize("names", [NAMES, ["elf", "elf: dark skin tone"]])
+def test_a_derived_triplet_has_no_split(names: list[str]) -> None:
+    assert {triplet.split for triplet in derive_triplets({name: name for name in names})} == {""}

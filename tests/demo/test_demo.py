@@ -1,10 +1,12 @@
 import json
 import zlib
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from asymcir_benchmarks.dataset import SPLITS, EmojiCir
+from asymcir_benchmarks.emojicir import FAMILIES
+from asymcir_benchmarks.rows import read_rows
 from asymcir_demo.assets import SHOWN_FAMILY, SUFFIX, Assets
 from asymcir_demo.errors import DemoError
 from asymcir_demo.sheet import Row, draw_sheet
@@ -61,16 +63,25 @@ def test_missing_assets_say_what_to_do(tmp_path: Path) -> None:
         Assets.find(tmp_path)
 
 
-def test_held_out_queries_ask_for_held_out_concepts_that_can_be_told_apart() -> None:
-    from asymcir_demo.recipe.concepts import is_held_out
+def test_held_out_queries_ask_for_held_out_concepts() -> None:
+    dataset = EmojiCir.load(ASSETS.folder)
+    rows = {row["id"]: row for row in read_rows(ASSETS.gallery_list, ("id", "split", "figure", "drawing"))}
+    held_out = [triplet for split in SPLITS for triplet in dataset.triplets[split]]
+    assert len(held_out) >= 1000
+    for split in SPLITS:
+        assert {triplet.family for triplet in dataset.triplets[split]} == set(FAMILIES)
+        assert all(rows[triplet.target]["split"] == split for triplet in dataset.triplets[split])
+    for shown in ASSETS.shown_triplets():
+        assert (rows[shown.target]["split"] == "train") == (shown.family == SHOWN_FAMILY)
+    for by_split in (dataset.sketches, dataset.identity):
+        assert all(rows[slug]["split"] == split for split, slugs in by_split.items() for slug in slugs)
+    assert 200 <= len(ASSETS.measured_triplets()) < len(ASSETS.held_out_triplets())
 
-    names = ASSETS.names()
-    pictures = {slug: (ASSETS.gallery_list.parent / f"{slug}{SUFFIX}").read_bytes() for slug in names}
-    alike = Counter(pictures.values())
-    triplets = ASSETS.held_out_triplets()
-    assert len(triplets) > 200
-    for triplet in triplets:
-        assert is_held_out(names[triplet.target])
-        assert alike[pictures[triplet.target]] == 1
-    assert all(is_held_out(names[slug]) and alike[pictures[slug]] == 1 for slug in ASSETS.sketch_slugs())
-    assert not any(is_held_out(names[t.target]) for t in ASSETS.shown_triplets() if t.family == SHOWN_FAMILY)
+
+def test_no_split_shares_a_figure_or_a_drawing_with_another() -> None:
+    rows = read_rows(ASSETS.gallery_list, ("id", "split", "figure", "drawing"))
+    for key in ("figure", "drawing"):
+        splits: dict[str, set[str]] = {}
+        for row in rows:
+            splits.setdefault(row[key], set()).add(row["split"])
+        assert all(len(found) == 1 for found in splits.values())

@@ -8,6 +8,7 @@ import torch
 from asymcir_protos import preprocess
 from asymcir_training import Foundation, FoundationError, UnionHead, load_foundation
 from asymcir_training.foundation import needs_quick_gelu
+from asymcir_training.losses import local_alignment_regularization
 from PIL import Image
 from tiny_foundations import EMBEDDING_WIDTH, WORD_WIDTH
 
@@ -57,6 +58,60 @@ def test_composition_does_not_depend_on_the_batch(foundation: Foundation) -> Non
     for row, modifier in enumerate(modifiers):
         alone = foundation.compose_query(tokens[row : row + 1], [modifier])
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def _encode_with_places(foundation: Foundation, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Run the text tower by hand: features [b, E], places [b, T, E], mask [b, T]."""
+    rows = [[*foundation.start_ids, *foundation.tokenize(text), *foundation.end_ids] for text in texts]
+    length = foundation.context_length if foundation.pads_to_context else max(map(len, rows))
+    ids = torch.tensor([row + [foundation.pad_id] * (length - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    ends = torch.tensor([len(row) - 1 for row in rows])
+    embeddings = foundation.word_embedding_table()[ids]
+    features, places = foundation.text.encode_with_places(embeddings, mask, ends)
+    torch.testing.assert_close(features, foundation.encode_words(embeddings, mask, ends))
+    return features, places, mask
+
+
+def test_features_are_pooled_from_the_places(foundation: Foundation) -> None:
+    features, places, mask = _encode_with_places(foundation, ["a red dog", "a photo of a blue cat that is a dog"])
+    assert places.shape == (2, mask.shape[1], EMBEDDING_WIDTH)
+    if foundation.causal:
+        pooled = places[torch.arange(2), mask.sum(dim=1) - 1]
+    elif foundation.pads_to_context:
+        pooled = places[:, -1]
+    else:  # a mean over the words, without the padding; a linear projection commutes with it
+        assert mask.min() == 0
+        pooled = (places * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(features, pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_places_of_the_tokens_are_those_of_the_words_they_stand_for(foundation: Foundation) -> None:
+    ids = foundation.tokenize("cat dog")
+    tokens = foundation.word_embedding_table()[ids][None]
+    start = len(foundation.start_ids) + len(foundation.tokenize("a photo of"))
+    for modifiers, text in ((None, "a photo of cat dog"), (["is blue"], "a photo of cat dog that is blue")):
+        features, places = foundation.compose_with_tokens(tokens, modifiers)
+        assert places.shape == (1, len(ids), EMBEDDING_WIDTH)
+        torch.testing.assert_close(features, foundation.compose_query(tokens, modifiers))
+        expected_features, expected, _ = _encode_with_places(foundation, [text])
+        torch.testing.assert_close(features, expected_features, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(places, expected[:, start : start + len(ids)], rtol=1e-4, atol=1e-5)
+
+
+def test_a_modifier_reaches_the_places_before_it_unless_the_tower_is_causal(foundation: Foundation) -> None:
+    tokens = torch.randn(2, 6, WORD_WIDTH, generator=torch.Generator().manual_seed(0))
+    plain = foundation.compose_with_tokens(tokens)[1]
+    changed = foundation.compose_with_tokens(tokens, ["is red", "is a blue dog"])[1]
+    assert torch.allclose(plain, changed, rtol=1e-4, atol=1e-5) is foundation.causal
+
+
+def test_gradients_reach_the_tokens_through_their_places(foundation: Foundation) -> None:
+    tokens = torch.randn(3, 6, WORD_WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    _, places = foundation.compose_with_tokens(tokens)
+    local_alignment_regularization(places, torch.randn(3, 4, EMBEDDING_WIDTH), 20.0).backward()
+    assert tokens.grad is not None and (tokens.grad.abs().sum(dim=2) > 0).all()
+    assert all(parameter.grad is None for parameter in foundation.parameters())
 
 
 def test_gradients_reach_the_tokens_and_nothing_of_the_foundation(foundation: Foundation) -> None:

@@ -1,7 +1,12 @@
 import math
 
 import torch
-from asymcir_training.losses import composition_consistency, contrast, global_contrastive_distillation
+from asymcir_training.losses import (
+    composition_consistency,
+    contrast,
+    global_contrastive_distillation,
+    local_alignment_regularization,
+)
 from torch.nn import functional
 
 
@@ -37,3 +42,30 @@ def test_consistency_is_near_zero_for_equal_features_and_moves_apart_ones_togeth
         before = functional.cosine_similarity(composed, described).mean()
         after = functional.cosine_similarity(composed - 10.0 * composed.grad, described).mean()
     assert after > before
+
+
+def test_local_alignment_equals_the_definition_by_hand() -> None:
+    tokens = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 2.0], [3.0, 0.0]]])
+    patches = torch.tensor([[[5.0, 0.0], [0.6, 0.8]], [[-1.0, 0.0], [0.0, 1.0]]])
+    # Best patch of each token, sentence by image: (1 + 0.8) / 2 and (0 + 1) / 2, for the second sentence alike.
+    fits = [[0.9, 0.5], [0.9, 0.5]]
+    own = [math.exp(10 * fits[i][i]) for i in range(2)]
+    by_sentence = -sum(math.log(own[i] / sum(math.exp(10 * fit) for fit in fits[i])) for i in range(2)) / 2
+    by_image = -sum(math.log(own[j] / sum(math.exp(10 * row[j]) for row in fits)) for j in range(2)) / 2
+    assert abs(by_sentence - by_image) > 0.1
+    found = float(local_alignment_regularization(tokens, patches, 10.0))
+    assert abs(found - 0.5 * (by_sentence + by_image)) < 1e-5
+
+
+def test_local_alignment_is_lower_for_sentences_of_the_same_images_and_moves_tokens_there() -> None:
+    torch.manual_seed(0)
+    patches = torch.randn(8, 5, 16)
+    tokens = (patches[:, :3] * 2.0 + 0.1 * torch.randn(8, 3, 16)).requires_grad_()
+    matching = local_alignment_regularization(tokens, patches, 20.0)
+    shuffled = local_alignment_regularization(tokens, patches.roll(1, 0), 20.0)
+    assert matching < 0.1 < 1.0 < shuffled
+    shuffled.backward()
+    assert tokens.grad is not None and (tokens.grad.abs().sum(dim=2) > 0).all()  # every token, not the best alone
+    with torch.no_grad():
+        after = local_alignment_regularization(tokens - tokens.grad, patches.roll(1, 0), 20.0)
+    assert after < shuffled

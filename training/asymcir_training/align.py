@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asymcir_training.backbones import freeze_stages, mixed_styles
 from asymcir_training.digests import digest, digest_pictures
 from asymcir_training.errors import DataError
 from asymcir_training.loop import LoopConfig, cosine_schedule, parameter_groups, run_steps
@@ -24,7 +25,14 @@ from asymcir_training.pictures import Augmentation, batch_at, draw_views
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignConfig:
-    """Learning rates, batch and augmentation of the alignment."""
+    """Learning rates, batch and augmentation of the alignment.
+
+    Attributes:
+        frozen: modules of the trunk that stay as they are.
+        mix_after, mix_share: modules of the trunk after which styles are mixed, and in what share of the pictures.
+        early_side, early_share: picture side of the first steps, and their share of all; a convolutional trunk learns
+            most of it at a smaller side, for less.
+    """
 
     batch: int = 96
     trunk_lr: float = 5e-4
@@ -33,11 +41,18 @@ class AlignConfig:
     start_scale: float = 20.0
     largest_scale: float = 60.0
     clip_norm: float = 5.0
+    frozen: tuple[str, ...] = ()
+    mix_after: tuple[str, ...] = ()
+    mix_share: float = 0.5
+    early_side: int = 0
+    early_share: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise DataError(f"expected a batch of 1 or more, got {self.batch}")
+        if self.early_share and self.early_side < 1:
+            raise DataError("early_share asks for a first part at a smaller side: give early_side too")
 
 
 def align_visual_tower(
@@ -68,17 +83,20 @@ def align_visual_tower(
     """
     scale = nn.Parameter(torch.tensor(float(np.log(config.start_scale))))
     holder = nn.ParameterDict({"log_scale": scale})
+    trunk.train()
+    freeze_stages(trunk, config.frozen)
     groups = parameter_groups(
         {trunk: config.trunk_lr, head: config.head_lr, holder: 1e-3}, weight_decay=config.weight_decay
     )
     optimizer = torch.optim.AdamW(groups, eps=1e-6)
     classes, choices, _ = wordings.shape
-    trunk.train()
 
     def step(number: int) -> dict[str, float]:
         cosine_schedule(optimizer, number=number, steps=loop.steps, warmup=min(100, loop.steps // 10 + 1))
         index = batch_at(len(labels), config.batch, seed=loop.seed, number=number)
         pixels = draw_views(pictures, index, config.augmentation, preprocessing)
+        if number < config.early_share * loop.steps:
+            pixels = functional.interpolate(pixels, size=config.early_side, mode="bilinear", antialias=True)
         embedding = functional.normalize(encode(pixels), dim=-1)
         names = wordings[torch.arange(classes), torch.randint(choices, (classes,))]  # [C, E], one wording of each
         logits = scale.exp().clamp_max(config.largest_scale) * embedding @ names.T  # [b, C]
@@ -99,6 +117,7 @@ def align_visual_tower(
         "names": digest(weights={"wordings": wordings, "labels": torch.from_numpy(labels)}, facts={}),
         "start": digest(weights=trunk.state_dict() | head.state_dict(), facts={}),
     }
-    run_steps(loop, identity=identity, parts=parts, step=step)
+    with mixed_styles(trunk, config.mix_after, config.mix_share):
+        run_steps(loop, identity=identity, parts=parts, step=step)
     trunk.eval()
     return scale.exp().clamp_max(config.largest_scale).item()

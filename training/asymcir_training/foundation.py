@@ -144,7 +144,7 @@ class Foundation(nn.Module):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Encode plain texts: text_features [b, E], not normalised. Longer texts are cut to the context."""
-        return self._encode_rows([self.tokenize(text) for text in texts], None, 0)
+        return self.encode_words(*self._embed_rows([self.tokenize(text) for text in texts]))
 
     def encode_null(self) -> Tensor:
         """Encode UNION's null text: [1, E], not normalised."""
@@ -162,17 +162,31 @@ class Foundation(nn.Module):
 
         Source: ISA, arXiv:2403.01431, section 3.
         """
+        return self.compose_with_tokens(sentence_tokens, modifiers)[0]
+
+    def compose_with_tokens(
+        self, sentence_tokens: Tensor, modifiers: Sequence[str] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Do as `compose_query`, and return beside it what the text tower made of each sentence token: [b, L, E].
+
+        The latter are the tower's outputs at the tokens' places, projected into the joint space, not normalised.
+        """
         prefix = self.tokenize(TOKENS_PROMPT.split("{tokens}")[0])
         after = TOKENS_MODIFIER_PROMPT.split("{tokens}")[1]
-        holes = [self.pad_id] * sentence_tokens.shape[1]
+        length = sentence_tokens.shape[1]
+        holes = [self.pad_id] * length
         texts = modifiers if modifiers is not None else [""] * sentence_tokens.shape[0]
         if len(texts) != sentence_tokens.shape[0]:
             raise FoundationError(f"expected {sentence_tokens.shape[0]} modifiers, one per query, got {len(texts)}")
         rows = [prefix + holes + (self.tokenize(after.format(modifier=text)) if text.strip() else []) for text in texts]
-        return self._encode_rows(rows, sentence_tokens, len(self.start_ids) + len(prefix))
+        start = len(self.start_ids) + len(prefix)
+        embeddings, mask, pool_index = self._embed_rows(rows)
+        embeddings = torch.cat([embeddings[:, :start], sentence_tokens, embeddings[:, start + length :]], dim=1)
+        features, places = self.text.encode_with_places(embeddings, mask, pool_index)
+        return features, places[:, start : start + length]
 
-    def _encode_rows(self, rows: Sequence[list[int]], sentence_tokens: Tensor | None, position: int) -> Tensor:
-        """Add start and end, pad, look up, put the sentence tokens at `position`, run the tower."""
+    def _embed_rows(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Add start and end, pad, look up: embeddings [b, T, D], attention mask [b, T], pool index [b]."""
         room = self.context_length - len(self.start_ids) - len(self.end_ids)
         full = [[*self.start_ids, *row[:room], *self.end_ids] for row in rows]
         length = self.context_length if self.pads_to_context else max(len(row) for row in full)
@@ -180,11 +194,7 @@ class Foundation(nn.Module):
         ids = torch.tensor([row + [self.pad_id] * (length - len(row)) for row in full], device=table.device)  # [b, T]
         mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in full], device=table.device)
         pool_index = torch.tensor([len(row) - 1 for row in full], device=table.device)
-        embeddings = functional.embedding(ids, table)  # [b, T, D]
-        if sentence_tokens is not None:
-            end = position + sentence_tokens.shape[1]
-            embeddings = torch.cat([embeddings[:, :position], sentence_tokens, embeddings[:, end:]], dim=1)
-        return self.encode_words(embeddings, mask, pool_index)
+        return functional.embedding(ids, table), mask, pool_index
 
     def word_space(self) -> str:
         """Return the digest that names this word-embedding space and the text tower that reads it."""

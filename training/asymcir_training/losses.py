@@ -1,8 +1,9 @@
 """Losses of the three stages.
 
-Notation: b batch, E joint-embedding width, C candidate count.
+Notation: b batch, E joint-embedding width, C candidate count, L sentence tokens, P patches.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -40,6 +41,30 @@ def global_contrastive_distillation(text_features: Tensor, image_features: Tenso
     return 0.5 * (
         contrast(text_features, image_features, same, scale) + contrast(image_features, text_features, same, scale)
     )
+
+
+def local_alignment_regularization(token_features: Tensor, patch_features: Tensor, scale: Tensor | float) -> Tensor:
+    """LAR for CLIP-like models, which have no matching encoder: late interaction, contrasted in the batch.
+
+    A sentence fits an image as well as its tokens, on average, find a patch to rest on: mean over tokens of the largest
+    cosine to a patch. A sentence's own image must fit better than the batch's others, and an image its own sentence.
+    The paper has a matching encoder (BLIP) say "match"; this form is our adaptation.
+
+    Args:
+        token_features: [b, L, E], what the frozen text encoder made of each sentence token, in the joint space.
+        patch_features: [b, P, E], of the same images from the frozen large visual encoder, in the joint space.
+        scale: inverse temperature.
+
+    Returns:
+        Scalar.
+
+    Source: ISA, arXiv:2403.01431, the LAR loss.
+    """
+    tokens = functional.normalize(token_features, dim=-1)
+    patches = functional.normalize(patch_features, dim=-1)
+    fits = torch.einsum("ile,jpe->ijlp", tokens, patches).amax(dim=3).mean(dim=2)  # [b sentences, b images]
+    own = torch.arange(len(fits), device=fits.device)
+    return 0.5 * (functional.cross_entropy(scale * fits, own) + functional.cross_entropy(scale * fits.T, own))
 
 
 def composition_consistency(composed: Tensor, described: Tensor, scale: Tensor | float) -> Tensor:

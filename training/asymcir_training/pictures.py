@@ -28,6 +28,10 @@ class Augmentation:
         shift: largest shift as a share of the side.
         rotation_degrees: largest rotation. There is no mirroring: left and right mean something.
         brightness: largest relative change.
+        contrast, saturation: largest relative change.
+        hue_degrees: largest turn of the hue.
+        blur: share of views that are blurred, as far as halving the resolution does.
+        noise: largest standard deviation, as a share of 255.
         grey: share of views without colour.
     """
 
@@ -35,6 +39,11 @@ class Augmentation:
     shift: float = 0.08
     rotation_degrees: float = 10.0
     brightness: float = 0.15
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue_degrees: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
     grey: float = 0.0
 
 
@@ -101,9 +110,32 @@ def augment(pixels: Tensor, config: Augmentation) -> Tensor:
     grid = functional.affine_grid(matrix, list(pixels.shape), align_corners=False)
     view = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
     gain = torch.empty(count, 1, 1, 1).uniform_(1.0 - config.brightness, 1.0 + config.brightness)
-    view = (view * gain).clamp(0.0, 255.0)
+    view = _change_colours(view * gain, config)
+    if config.blur:
+        soft = functional.interpolate(functional.avg_pool2d(view, 2), size=view.shape[-2:], mode="bilinear")
+        view = torch.where(torch.rand(count, 1, 1, 1) < config.blur, soft, view)
+    if config.noise:
+        view = view + 255.0 * config.noise * torch.rand(count, 1, 1, 1) * torch.randn_like(view)
+    view = view.clamp(0.0, 255.0)
     grey = torch.rand(count, 1, 1, 1) < config.grey
     return torch.where(grey, view.mean(dim=1, keepdim=True), view)
+
+
+def _change_colours(view: Tensor, config: Augmentation) -> Tensor:
+    """Turn the hue, stretch the saturation around grey and the contrast around the mean, each picture by its own."""
+    if not (config.contrast or config.saturation or config.hue_degrees):
+        return view
+    count = view.shape[0]
+    angle = torch.deg2rad(torch.empty(count).uniform_(-config.hue_degrees, config.hue_degrees))
+    stretch = torch.empty(count).uniform_(1.0 - config.saturation, 1.0 + config.saturation)
+    # A rotation about the grey axis (Rodrigues), scaled off that axis.
+    onto_grey = torch.full((3, 3), 1.0 / 3.0)
+    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / 3.0**0.5
+    turn = angle.cos()[:, None, None] * (torch.eye(3) - onto_grey) + angle.sin()[:, None, None] * cross
+    matrix = onto_grey + stretch[:, None, None] * turn  # [b, 3, 3]
+    view = torch.einsum("bij,bjhw->bihw", matrix, view)
+    mean = view.mean(dim=(1, 2, 3), keepdim=True)
+    return mean + torch.empty(count, 1, 1, 1).uniform_(1.0 - config.contrast, 1.0 + config.contrast) * (view - mean)
 
 
 def gather(sources: Sequence[NDArray[np.uint8]], index: NDArray[np.int64]) -> Tensor:

@@ -64,17 +64,27 @@ class ClipTextTower(nn.Module):
 
     def forward(self, word_embeddings: Tensor, attention_mask: Tensor, pool_index: Tensor) -> Tensor:
         """Run the tower: [b, T, D], [b, T] (unused), [b] -> text features [b, E], not normalised."""
+        return self.encode_with_places(word_embeddings, attention_mask, pool_index)[0]
+
+    def encode_with_places(
+        self, word_embeddings: Tensor, attention_mask: Tensor, pool_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run the tower: text features [b, E] and, for every place, its output projected alike [b, T, E]."""
         del attention_mask  # a causal tower never looks at padding, the others were trained to read it
         length = word_embeddings.shape[1]
         x = word_embeddings + self.positional_embedding[:length]
         mask = self.attn_mask[:length, :length] if self.causal else None
         x = self.ln_final(self.transformer(x, attn_mask=mask))  # [b, T, D]
+        return self._project(self._pool(x, pool_index)), self._project(x)
+
+    def _pool(self, x: Tensor, pool_index: Tensor) -> Tensor:
         if self.pool_type == "first":
-            x = x[:, 0]
-        elif self.pool_type == "last":
-            x = x[:, -1]
-        else:
-            x = x[torch.arange(x.shape[0], device=x.device), pool_index]  # [b, D]
+            return x[:, 0]
+        if self.pool_type == "last":
+            return x[:, -1]
+        return x[torch.arange(x.shape[0], device=x.device), pool_index]  # [b, D]
+
+    def _project(self, x: Tensor) -> Tensor:
         if self.text_projection is None:
             return x
         if isinstance(self.text_projection, nn.Linear):
@@ -105,9 +115,15 @@ class HuggingFaceTextTower(nn.Module):
 
     def forward(self, word_embeddings: Tensor, attention_mask: Tensor, pool_index: Tensor) -> Tensor:
         """Run the tower: [b, T, D], [b, T], [b] (unused) -> text features [b, E], not normalised."""
+        return self.encode_with_places(word_embeddings, attention_mask, pool_index)[0]
+
+    def encode_with_places(
+        self, word_embeddings: Tensor, attention_mask: Tensor, pool_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run the tower: text features [b, E] and, for every place, its output projected alike [b, T, E]."""
         del pool_index
         output = self.transformer(inputs_embeds=word_embeddings, attention_mask=attention_mask)
-        return self.proj(self.pooler(output, attention_mask))
+        return self.proj(self.pooler(output, attention_mask)), self.proj(output.last_hidden_state)
 
 
 _HUGGING_FACE_FACTS = (

@@ -15,6 +15,9 @@ SOURCES = (
     },
     {"name": "Noto Emoji", "licence": "Apache-2.0", "url": "https://github.com/googlefonts/noto-emoji"},
     {"name": "Fluent Emoji", "licence": "MIT", "url": "https://github.com/microsoft/fluentui-emoji"},
+    {"name": "Noto Emoji, first version", "licence": "Apache-2.0", "url": "https://github.com/googlefonts/noto-emoji"},
+    {"name": "FxEmoji", "licence": "Apache-2.0", "url": "https://github.com/mozilla/fxemoji"},
+    {"name": "EmojiOne 1", "licence": "CC-BY-SA-4.0", "url": "https://github.com/joypixels/emojione-legacy"},
     {"name": "EmojiOne 2 (EmojiTwo)", "licence": "CC-BY-4.0", "url": "https://github.com/EmojiTwo/emojitwo"},
     {"name": "OpenMoji", "licence": "CC-BY-SA-4.0", "url": "https://openmoji.org"},
     {

@@ -28,6 +28,7 @@ from asymcir_demo.recipe.concepts import load_concepts
 from asymcir_demo.recipe.foundation import align, write_initial_foundation
 from asymcir_demo.recipe.fusion import train_fusion
 from asymcir_demo.recipe.render import render_styles
+from asymcir_demo.recipe.splits import assign_splits
 from asymcir_demo.recipe.student import distil_student
 
 _LOG = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--node-modules", type=Path, required=True, help="with the npm packages of the emoji sets")
     parser.add_argument("--work", type=Path, required=True, help="intermediate results, checkpoints and logs")
     parser.add_argument("--out", type=Path, required=True, help="the assets")
-    parser.add_argument("--align-epochs", type=int, default=6)
+    parser.add_argument("--align-epochs", type=int, default=13)
     parser.add_argument("--distil-epochs", type=int, default=4)
     parser.add_argument("--union-epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     student, union = work / "light-encoder", work / "union-head"
     queries = args.out / "queries"  # parity is measured on the held-out ones
     stages.run("render", lambda: render_styles(args.node_modules, concepts, pictures))
+    concepts = assign_splits(concepts, pictures)
     stages.run("initialise", lambda: write_initial_foundation(foundation))
     stages.run(
         "align",

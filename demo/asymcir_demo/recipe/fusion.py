@@ -12,11 +12,10 @@ from asymcir_training.loop import LoopConfig
 from asymcir_training.union_training import UnionConfig, train_union_head
 
 from asymcir_demo.recipe import FOUNDATION_NAME
-from asymcir_demo.recipe.concepts import HELD_OUT_STYLE, Concept
-from asymcir_demo.recipe.student import load_seen_pictures
+from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, HELD_OUT_STYLE, Concept
+from asymcir_demo.recipe.student import load_pictures
 
 QUERY_STYLE = "openmoji"
-LINE_STYLE = "openmoji-line"
 _BATCH = 64
 _LOG = logging.getLogger(__name__)
 
@@ -39,9 +38,9 @@ def train_fusion(
     """
     foundation = load_foundation(f"local-dir:{foundation_folder}")
     student, _ = load_light_encoder(student_folder)
-    styles = load_seen_pictures(pictures, concepts)
+    styles = load_pictures(pictures, concepts, ("train",))
     image_features = embed_pictures(foundation, [array for array, _ in styles.values()])
-    # Which pictures show a concept, line art left out: it may ask, but it is never an answer here.
+    # Which pictures show a concept, colourless ones left out: they are never an answer here.
     query_start = 0
     numbers: dict[str, int] = {}
     answers: list[int] = []
@@ -50,12 +49,12 @@ def train_fusion(
         if style == QUERY_STYLE:
             query_start = len(answers)
         for slug in slugs:
-            if style != LINE_STYLE:
+            if style not in COLOURLESS_STYLES:
                 places.setdefault(slug, []).append(len(answers))
             answers.append(numbers.setdefault(slug, len(numbers)))
     query_pictures, query_slugs = styles[QUERY_STYLE]
     query_rows = {slug: row for row, slug in enumerate(query_slugs)}
-    triplets = derive_triplets({concept.slug: concept.name for concept in concepts if not concept.held_out})
+    triplets = derive_triplets({concept.slug: concept.name for concept in concepts if concept.split == "train"})
     rng = np.random.default_rng(seed)
     wanted = [(triplet.reference, triplet.modifier, triplet.target) for triplet in triplets]
     wanted += [(slug, "", slug) for slug in rng.permutation(sorted(query_rows))[: len(wanted)]]

@@ -5,21 +5,23 @@ which of them is left to the teacher. The student's backbone starts from the tea
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from asymcir_benchmarks import derive_triplets
 from asymcir_protos import Preprocessing
-from asymcir_training import LightEncoder, load_foundation, load_light_encoder, save_light_encoder
+from asymcir_training import Foundation, LightEncoder, load_foundation, load_light_encoder, save_light_encoder
 from asymcir_training.distil import DistilConfig, distil, embed_pictures
 from asymcir_training.loop import LoopConfig
 from numpy.typing import NDArray
 
 from asymcir_demo.recipe import FOUNDATION_NAME
-from asymcir_demo.recipe.concepts import TRAINED_STYLES, Concept
-from asymcir_demo.recipe.foundation import BACKBONE, IMAGENET_MEAN, IMAGENET_STD, SIZE, word_names
+from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, TRAINED_STYLES, Concept
+from asymcir_demo.recipe.foundation import BACKBONE, IMAGENET_MEAN, IMAGENET_STD, SIZE, plain_names, word_names
 from asymcir_demo.recipe.render import load_style
+from asymcir_demo.recipe.splits import drawn_alike
 
 SENTENCE_LENGTH = 6
 TOKEN_LEARNER_WIDTH = 256
@@ -38,41 +40,44 @@ GENERAL_MODIFIERS = (
 _LOG = logging.getLogger(__name__)
 
 
-def load_seen_pictures(folder: Path, concepts: list[Concept]) -> dict[str, tuple[NDArray[np.uint8], list[str]]]:
-    """Load style -> (pictures, slugs) for every style but the held-out one, of every concept that is not held out."""
-    seen = {concept.slug for concept in concepts if not concept.held_out}
+def load_pictures(
+    folder: Path, concepts: list[Concept], splits: Sequence[str]
+) -> dict[str, tuple[NDArray[np.uint8], list[str]]]:
+    """Load style -> (pictures, slugs) of the concepts of some splits, in every style but the held-out one.
+
+    A colourless drawing that a concept outside these splits has too, to the pixel, is left out: it would show it.
+    """
+    known = {concept.slug for concept in concepts}
+    seen = {concept.slug for concept in concepts if concept.split in splits}
     found = {}
     for style in TRAINED_STYLES:
         array, slugs = load_style(folder, style)
-        keep = [i for i, slug in enumerate(slugs) if slug in seen]
+        alike = drawn_alike(folder, style) if style in COLOURLESS_STYLES else {}
+        keep = [i for i, slug in enumerate(slugs) if slug in seen and not (alike.get(slug, set()) & known) - seen]
         found[style] = np.ascontiguousarray(array[keep]), [slugs[i] for i in keep]
     return found
 
 
 def phrase_bank(concepts: list[Concept]) -> list[str]:
-    """List the names and keywords of the seen concepts, each once."""
+    """List the names and keywords of the training concepts, each once, without the names of the others."""
+    held_out = {wording for concept in concepts if concept.split != "train" for wording in plain_names(concept)}
     phrases: dict[str, None] = {}
     for concept in concepts:
-        if not concept.held_out:
-            phrases.setdefault(word_names(concept)[0])
-            for keyword in concept.keywords:
-                phrases.setdefault(keyword)
+        if concept.split == "train":
+            for phrase in (word_names(concept)[0], *concept.keywords):
+                if phrase.lower() not in held_out:
+                    phrases.setdefault(phrase)
     return list(phrases)
 
 
 def modifier_bank(concepts: list[Concept]) -> list[str]:
     """List the changes that composition consistency draws from: general ones, and those that seen concepts show."""
-    triplets = derive_triplets({concept.slug: concept.name for concept in concepts if not concept.held_out})
+    triplets = derive_triplets({concept.slug: concept.name for concept in concepts if concept.split == "train"})
     return list(dict.fromkeys([*(triplet.modifier for triplet in triplets), *GENERAL_MODIFIERS]))
 
 
-def distil_student(
-    foundation_folder: Path, pictures: Path, concepts: list[Concept], *, epochs: int, seed: int, work: Path, out: Path
-) -> dict[str, float]:
-    """Distil and save the light encoder; returns what was measured."""
-    foundation = load_foundation(f"local-dir:{foundation_folder}")
-    arrays = [array for array, _ in load_seen_pictures(pictures, concepts).values()]
-    teacher = embed_pictures(foundation, arrays)
+def build_student(foundation: Foundation, *, seed: int) -> LightEncoder:
+    """Make the light encoder: its backbone starts from the teacher's own trunk, its tokens among the words."""
     torch.manual_seed(seed)
     student = LightEncoder(
         BACKBONE,
@@ -83,6 +88,17 @@ def distil_student(
     )
     student.token_learner.anchor_to_words(foundation.word_embedding_table())
     student.backbone.load_state_dict(foundation.model.visual.trunk.state_dict())
+    return student
+
+
+def distil_student(
+    foundation_folder: Path, pictures: Path, concepts: list[Concept], *, epochs: int, seed: int, work: Path, out: Path
+) -> dict[str, float]:
+    """Distil and save the light encoder; returns what was measured."""
+    foundation = load_foundation(f"local-dir:{foundation_folder}")
+    arrays = [array for array, _ in load_pictures(pictures, concepts, ("train",)).values()]
+    teacher = embed_pictures(foundation, arrays)
+    student = build_student(foundation, seed=seed)
     config = DistilConfig()
     steps = epochs * (len(teacher) // config.batch)
     phrases, modifiers = phrase_bank(concepts), modifier_bank(concepts)

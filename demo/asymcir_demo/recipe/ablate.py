@@ -1,0 +1,146 @@
+"""What each loss is worth: the same short distillation with and without it, measured on the dev split.
+
+`python -m asymcir_demo.recipe.ablate` trains the token learner on the frozen trunk of the aligned foundation, so that
+every row is minutes and not an hour; the recipe's own run trains through. Rows that decide run with three seeds.
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from asymcir_benchmarks.results import write_result
+from asymcir_protos.manifest import write_atomically
+from asymcir_training import load_foundation
+from asymcir_training.distil import DistilConfig, distil, embed_patches, embed_pictures
+from asymcir_training.loop import LoopConfig
+
+from asymcir_demo.recipe.concepts import load_concepts
+from asymcir_demo.recipe.quality import SearchSet
+from asymcir_demo.recipe.splits import assign_splits
+from asymcir_demo.recipe.student import build_student, load_pictures, modifier_bank, phrase_bank
+
+TRUNK = ("conv_stem", "bn1", "blocks", "conv_head", "bn2")
+BASE = DistilConfig(
+    batch=64,
+    gcd_weight=1.0,
+    lar_weight=0.0,
+    consistency_weight=0.0,
+    identity_weight=0.0,
+    frozen=TRUNK,
+)
+_CONSISTENT = replace(BASE, consistency_weight=1.0)
+ROWS: dict[str, DistilConfig] = {
+    "GCD": BASE,
+    "GCD + LAR": replace(BASE, lar_weight=0.5),
+    "GCD + consistency": _CONSISTENT,
+    "GCD + LAR + consistency": replace(_CONSISTENT, lar_weight=0.5),
+    "GCD + consistency + identity": replace(_CONSISTENT, identity_weight=0.5),
+}
+SEEDS = {"GCD": 3, "GCD + consistency": 3}
+"""Row -> seeds; the others run once."""
+_LOG = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Run every row that is not done yet and write what it reaches."""
+    parser = argparse.ArgumentParser(prog="python -m asymcir_demo.recipe.ablate", description=__doc__)
+    parser.add_argument("--node-modules", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="of the recipe, its foundation aligned")
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
+    parser.add_argument("--seeds", type=int, default=max(SEEDS.values()), help="at most so many seeds a row")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW")
+    parser.add_argument("--out", type=Path, required=True, help="JSON to write")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    runs = [(name, seed) for name in args.rows for seed in range(min(args.seeds, SEEDS.get(name, 1)))]
+    baselines = _teacher(args)
+    runs.sort(key=lambda run: run[1])  # every row once, before any row again
+    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        measured = list(pool.map(_run, runs, [args] * len(runs)))
+    figures: dict[str, float] = {"steps": float(args.steps), "batch": float(BASE.batch)}
+    for name in args.rows:
+        rows = [values for (row, _), values in zip(runs, measured, strict=True) if row == name]
+        figures[f"{name}, seeds"] = float(len(rows))
+        for key in rows[0]:
+            values = np.array([row[key] for row in rows])
+            figures[f"{name}, {key}"] = round(float(values.mean()), 4)
+            if len(rows) > 1:
+                figures[f"{name}, {key}, standard deviation"] = round(float(values.std(ddof=1)), 4)
+    figures |= {f"baseline, {key}": round(value, 4) for key, value in baselines.items()}
+    write_result(
+        args.out,
+        figures=figures,
+        command=f"python -m asymcir_demo.recipe.ablate --steps {args.steps} --seeds {args.seeds}",
+    )
+
+
+def _run(run: tuple[str, int], args: argparse.Namespace) -> dict[str, float]:
+    """Train and measure one row with one seed, in a process of its own."""
+    name, seed = run
+    folder = args.work / "ablation" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+    done = folder / "measured.json"
+    if done.is_file():
+        found: dict[str, float] = json.loads(done.read_text(encoding="utf-8"))
+        return found
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    pictures = args.work / "pictures"
+    concepts = assign_splits(load_concepts(args.node_modules), pictures)
+    foundation = load_foundation(f"local-dir:{args.work / 'foundation'}")
+    arrays = [array for array, _ in load_pictures(pictures, concepts, ("train",)).values()]
+    cached = torch.load(_cache(args), weights_only=True)
+    student = build_student(foundation, seed=seed)
+    distil(
+        student,
+        foundation,
+        pictures=arrays,
+        teacher=cached["features"],
+        patches=cached["patches"] if ROWS[name].lar_weight else None,
+        phrases=phrase_bank(concepts),
+        modifiers=modifier_bank(concepts),
+        config=ROWS[name],
+        loop=LoopConfig(folder=folder, steps=args.steps, seed=seed, log_every=50),
+    )
+    dev = SearchSet.load(foundation, pictures, concepts, "dev", gallery=cached["gallery"])
+    measured = dev.measure_student(foundation, student)
+    _LOG.info("%s, seed %d: %s", name, seed, measured)
+    write_atomically(done, json.dumps(measured, indent=2) + "\n")
+    return measured
+
+
+def _cache(args: argparse.Namespace) -> Path:
+    return Path(args.work) / "ablation" / "teacher.pt"
+
+
+def _teacher(args: argparse.Namespace) -> dict[str, float]:
+    """Run the frozen visual tower once for all rows, and measure the baselines; both are kept."""
+    done = _cache(args).with_suffix(".json")
+    if done.is_file():
+        found: dict[str, float] = json.loads(done.read_text(encoding="utf-8"))
+        return found
+    pictures = args.work / "pictures"
+    concepts = assign_splits(load_concepts(args.node_modules), pictures)
+    foundation = load_foundation(f"local-dir:{args.work / 'foundation'}")
+    arrays = [array for array, _ in load_pictures(pictures, concepts, ("train",)).values()]
+    dev = SearchSet.load(foundation, pictures, concepts, "dev")
+    measured = dev.measure_foundation(foundation)
+    cached = {
+        "features": embed_pictures(foundation, arrays),
+        "patches": embed_patches(foundation, arrays),
+        "gallery": dev.gallery,
+    }
+    done.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(cached, _cache(args))
+    write_atomically(done, json.dumps(measured, indent=2) + "\n")
+    return measured
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""`asymcir eval emojicir` from its files to its figures, on bundles of random weights."""
+
+import json
+import math
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from asymcir_benchmarks import commands
+from asymcir_benchmarks.dataset import SPLITS, EmojiCir
+from asymcir_benchmarks.emojicir import Triplet
+from asymcir_benchmarks.evaluate import rank_triplets
+from asymcir_edge.cli import main
+from asymcir_server import BuildConfig, Gallery, ServerBundle, build_gallery
+from PIL import Image
+from tiny_device_bundle import WORD_WIDTH, write_device_bundle
+from tiny_server_bundle import TinyModel, write_tiny_bundle
+
+COLOURS = ("red", "blue", "green", "yellow", "black", "white")
+SLUGS = tuple(f"{colour}-{thing}" for colour in COLOURS for thing in ("heart", "flag"))
+
+
+def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def assets(tmp_path: Path) -> Path:
+    """Twelve random pictures; every thing is asked for from the colour before, in "test" and "novel" by turns."""
+    folder = tmp_path / "assets"
+    rng = np.random.default_rng(0)
+    for name in ("gallery", "queries", "sketches", "coloured"):
+        (folder / name).mkdir(parents=True)
+        for slug in SLUGS:
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{slug}.webp", lossless=True)
+    gallery = [
+        {"path": f"{s}.webp", "id": s, "name": s.replace("-", " "), "group": "g", "figure": s, "drawing": s}
+        for s in SLUGS
+    ]
+    _write_rows(folder / "gallery" / "gallery.jsonl", [{**row, "split": "test"} for row in gallery])
+    triplets = []
+    for number, slug in enumerate(SLUGS):
+        colour, thing = slug.split("-")
+        family, split = ("colour" if thing == "heart" else "direction"), ("test", "novel")[number // 2 % 2]
+        row = {"reference": SLUGS[number - 2], "modifier": f"is {colour}", "target": slug}
+        triplets.append({**row, "family": family, "split": split})
+    _write_rows(folder / "triplets.jsonl", triplets)
+    _write_rows(folder / "identity.jsonl", [{"slug": slug, "split": "test"} for slug in SLUGS[:5]])
+    _write_rows(folder / "sketches.jsonl", [{"slug": slug, "split": "test"} for slug in SLUGS[:4]])
+    model = TinyModel(word_width=WORD_WIDTH)
+    write_tiny_bundle(folder / "server", model)
+    write_device_bundle(folder / "device", word_space=model.word_space)
+    return folder
+
+
+def test_the_choices_are_the_data_sets_splits() -> None:
+    assert commands.SPLITS == SPLITS and set(commands.PUBLISHED) < set(SPLITS)
+
+
+def test_both_published_splits_by_default(assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "figures.json"
+    assert main(["eval", "emojicir", "--assets", str(assets), "--out", str(out)]) == 0
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert record["command"] != commands.COMMAND  # of another folder than the published one
+    figures = record["figures"]
+    assert {key.split()[0] for key in figures} >= {"test", "novel"}
+    assert all(math.isfinite(value) for value in figures.values())
+    assert not any(key.startswith("novel sketches") for key in figures)  # that split has none
+    printed = capsys.readouterr().out
+    for text in ("test: 6 composed queries", "novel: 6 composed queries", "R@1 by family", "mAP@all", "union - sum"):
+        assert text in printed
+    assert "reached" in printed and "not reached" in printed
+
+
+def test_one_split_is_measured_alone(assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work, out = tmp_path / "work", tmp_path / "figures.json"
+    words = ["eval", "emojicir", "--assets", str(assets), "--split", "novel", "--work", str(work), "--out", str(out)]
+    assert main(words) == 0
+    assert sorted(path.name for path in work.iterdir()) == ["original", "sum", "union"]
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert record["command"] != commands.COMMAND  # which would measure both
+    assert not any(key.startswith("test") for key in record["figures"])
+    assert "test: " not in capsys.readouterr().out
+
+
+def test_a_split_without_queries_is_said_before_anything_is_built(
+    assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    assert main(["eval", "emojicir", "--assets", str(assets), "--split", "dev", "--work", str(work)]) != 0
+    assert "'dev'" in capsys.readouterr().err
+    assert not work.exists()
+
+
+def test_an_absent_picture_is_named(assets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (assets / "coloured" / f"{SLUGS[0]}.webp").unlink()
+    assert main(["eval", "emojicir", "--assets", str(assets)]) != 0
+    assert f"{SLUGS[0]}.webp" in capsys.readouterr().err
+
+
+def test_every_picture_of_the_reference_is_taken_out_and_no_other(assets: Path, tmp_path: Path) -> None:
+    """The query is the reference's own vector: the target stands where it would in a gallery without the reference."""
+    rows = [json.loads(line) for line in (assets / "gallery" / "gallery.jsonl").read_text().splitlines()]
+    second = {**rows[0], "id": "again", "path": rows[1]["path"], "concept": rows[0]["id"], "drawing": "again"}
+    _write_rows(assets / "gallery" / "gallery.jsonl", [*rows, second])
+    bundle, dataset = ServerBundle.load(assets / "server"), EmojiCir.load(assets)
+    report = build_gallery(dataset.gallery_list, bundle, tmp_path / "g", config=BuildConfig(target="original"))
+    vectors = np.load(report.snapshot / "vectors.npy")
+    with closing(Gallery.open(tmp_path / "g", bundle.target_spaces)) as gallery:
+        ranking = gallery.search(vectors[:1], gallery.size).ids[0]
+        assert ranking[0] in {SLUGS[0], "again"}
+        left = [identity for identity in ranking if identity not in {SLUGS[0], "again"}]
+        for place in (1, 5, 10):
+            triplet = Triplet(reference=SLUGS[0], modifier="", target=left[place - 1], family="colour")
+            found = rank_triplets([triplet], {"composed": vectors[:1]}, gallery, dataset.catalogue)
+            assert found.ranks["composed"].tolist() == [place]
