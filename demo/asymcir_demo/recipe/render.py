@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import resvg_py
 from asymcir_protos import decode_image
 from numpy.typing import NDArray
 
@@ -18,6 +17,8 @@ _LOG = logging.getLogger(__name__)
 
 def render_svg(svg: str, size: int = SIZE) -> NDArray[np.uint8]:
     """Render one SVG: [size, size, 3], uint8, on white."""
+    import resvg_py  # of the extra demo-assets, which reading what is rendered does not need
+
     png = bytes(
         resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True)
     )
