@@ -67,7 +67,7 @@ def fill(text: str, results: Path) -> str:
     return _BLOCK.sub(replace, text)
 
 
-def _composed(record: Mapping[str, Any], prefix: str = "triplets") -> str:
+def _composed(record: Mapping[str, Any], prefix: str) -> str:
     figures = record["figures"]
     rows = [["query", *(f"R@{k}" for k in CUTS), f"95% of R@{max(CUTS)}"]]
     for method in METHODS:
@@ -77,7 +77,7 @@ def _composed(record: Mapping[str, Any], prefix: str = "triplets") -> str:
     return _markdown(rows) + f"\n\n{_source(record)}"
 
 
-def _families(record: Mapping[str, Any], prefix: str = "triplets", cuts: tuple[int, ...] = (10,)) -> str:
+def _families(record: Mapping[str, Any], prefix: str, cuts: tuple[int, ...]) -> str:
     figures = record["figures"]
     families = [key.removeprefix(f"{prefix} of ") for key in figures if key.startswith(f"{prefix} of ")]
     rows = [[f"{' / '.join(f'R@{k}' for k in cuts)} by family", *METHODS]]
@@ -142,17 +142,6 @@ def _interval(figures: Mapping[str, float], key: str, form: str = ".3f") -> str:
     return f"{figures[f'{key} low']:{form}} to {figures[f'{key} high']:{form}}"
 
 
-def _sketches(record: Mapping[str, Any]) -> str:
-    figures = record["figures"]
-    rows = [["sketch, encoded by", *(f"R@{k}" for k in CUTS)]]
-    for method, label in (
-        ("tokens only", "the device's light encoder"),
-        ("picture only", "the server's visual encoder"),
-    ):
-        rows.append([label, *(f"{figures[f'sketches, {method}, picture, R@{k}']:.3f}" for k in CUTS)])
-    return _markdown(rows) + f"\n\n{_source(record)}"
-
-
 def _ablation(record: Mapping[str, Any]) -> str:
     """Lay out a row per variant, then the baselines; a figure that a row does not have is a dash."""
     figures = record["figures"]
@@ -206,9 +195,6 @@ def _markdown(rows: list[list[str]]) -> str:
 
 
 _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
-    "composed": ("demo.json", _composed),
-    "families": ("demo.json", _families),
-    "sketches": ("demo.json", _sketches),
     "run": ("demo.json", _run),
     "recipe": ("demo-recipe.json", _recipe),
     **{
@@ -222,7 +208,6 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
         )
         for split in ("test", "novel")
     },
-    "emojicir-test-first": ("emojicir.json", functools.partial(_families, prefix="test triplets", cuts=(1,))),
     "ablation": ("ablation.json", _ablation),
     "emojicir-goals": ("emojicir.json", _emojicir_goals),
     "emojicir-sketches": ("emojicir.json", _emojicir_sketches),

@@ -11,7 +11,6 @@ from asymcir_benchmarks.rows import read_rows
 
 from asymcir_demo.errors import DemoError
 
-SUFFIX = ".webp"
 SHOWN_FAMILY = "shown"
 MEASURED = 300
 SKETCHES_SHOWN = 6

@@ -29,12 +29,13 @@ def register_demo(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 def run_demo(args: argparse.Namespace) -> int:
     """Run the demo."""
+    from asymcir_benchmarks.dataset import SUFFIX
     from asymcir_benchmarks.results import write_result
     from asymcir_benchmarks.tables import format_recalls, recall_figures
     from asymcir_edge import DeviceBundle, QueryEncoder, RetrievalClient
     from asymcir_server import ServerBundle
 
-    from asymcir_demo.assets import SUFFIX, Assets
+    from asymcir_demo.assets import Assets
     from asymcir_demo.run import ask, build, measure, serving
     from asymcir_demo.sheet import TOP, draw_sheet
 

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from asymcir_benchmarks.catalogue import Catalogue
+from asymcir_benchmarks.dataset import SUFFIX
 from asymcir_benchmarks.evaluate import Evaluation, evaluate_pictures, evaluate_triplets
 from asymcir_edge import QueryEncoder, RetrievalClient, SearchResult
 from asymcir_server import BuildReport, Gallery, ServerBundle, build_gallery
 from asymcir_server.gallery.build import Progress
 
-from asymcir_demo.assets import SHOWN_FAMILY, SUFFIX, Assets
+from asymcir_demo.assets import SHOWN_FAMILY, Assets
 from asymcir_demo.errors import DemoError
 from asymcir_demo.sheet import Row
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asymcir_benchmarks.dataset import SPLITS, EmojiCir
+from asymcir_benchmarks.dataset import SPLITS, SUFFIX, EmojiCir
 from asymcir_benchmarks.emojicir import FAMILIES
 from asymcir_benchmarks.rows import read_rows
-from asymcir_demo.assets import SHOWN_FAMILY, SUFFIX, Assets
+from asymcir_demo.assets import SHOWN_FAMILY, Assets
 from asymcir_demo.errors import DemoError
 from asymcir_demo.sheet import Row, draw_sheet
 from asymcir_protos import read_image

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from asymcir_benchmarks.results import write_result
 from asymcir_protos.manifest import write_atomically
-from asymcir_training import load_foundation
+from asymcir_training import Foundation, load_foundation
 from asymcir_training.distil import DistilConfig, distil, embed_patches, embed_pictures
 from asymcir_training.loop import LoopConfig
+from numpy.typing import NDArray
 
-from asymcir_demo.recipe.concepts import load_concepts
+from asymcir_demo.recipe.concepts import Concept, load_concepts
 from asymcir_demo.recipe.quality import SearchSet
 from asymcir_demo.recipe.splits import assign_splits
 from asymcir_demo.recipe.student import build_student, load_pictures, modifier_bank, phrase_bank
@@ -91,10 +92,7 @@ def _run(run: tuple[str, int], args: argparse.Namespace) -> dict[str, float]:
         return found
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    pictures = args.work / "pictures"
-    concepts = assign_splits(load_concepts(args.node_modules), pictures)
-    foundation = load_foundation(f"local-dir:{args.work / 'foundation'}")
-    arrays = [array for array, _ in load_pictures(pictures, concepts, ("train",)).values()]
+    concepts, foundation, arrays = _load(args)
     cached = torch.load(_cache(args), weights_only=True)
     student = build_student(foundation, seed=seed)
     distil(
@@ -108,11 +106,19 @@ def _run(run: tuple[str, int], args: argparse.Namespace) -> dict[str, float]:
         config=ROWS[name],
         loop=LoopConfig(folder=folder, steps=args.steps, seed=seed, log_every=50),
     )
-    dev = SearchSet.load(foundation, pictures, concepts, "dev", gallery=cached["gallery"])
+    dev = SearchSet.load(foundation, args.work / "pictures", concepts, "dev", gallery=cached["gallery"])
     measured = dev.measure_student(foundation, student)
     _LOG.info("%s, seed %d: %s", name, seed, measured)
     write_atomically(done, json.dumps(measured, indent=2) + "\n")
     return measured
+
+
+def _load(args: argparse.Namespace) -> tuple[list[Concept], Foundation, list[NDArray[np.uint8]]]:
+    """Load the concepts with their splits, the frozen foundation, and the training pictures of every style."""
+    pictures = args.work / "pictures"
+    concepts = assign_splits(load_concepts(args.node_modules), pictures)
+    foundation = load_foundation(f"local-dir:{args.work / 'foundation'}")
+    return concepts, foundation, [array for array, _ in load_pictures(pictures, concepts, ("train",)).values()]
 
 
 def _cache(args: argparse.Namespace) -> Path:
@@ -125,11 +131,8 @@ def _teacher(args: argparse.Namespace) -> dict[str, float]:
     if done.is_file():
         found: dict[str, float] = json.loads(done.read_text(encoding="utf-8"))
         return found
-    pictures = args.work / "pictures"
-    concepts = assign_splits(load_concepts(args.node_modules), pictures)
-    foundation = load_foundation(f"local-dir:{args.work / 'foundation'}")
-    arrays = [array for array, _ in load_pictures(pictures, concepts, ("train",)).values()]
-    dev = SearchSet.load(foundation, pictures, concepts, "dev")
+    concepts, foundation, arrays = _load(args)
+    dev = SearchSet.load(foundation, args.work / "pictures", concepts, "dev")
     measured = dev.measure_foundation(foundation)
     cached = {
         "features": embed_pictures(foundation, arrays),

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from asymcir_benchmarks import Triplet, derive_triplets
@@ -54,13 +54,7 @@ def write_assets(pictures: Path, concepts: list[Concept], out: Path) -> dict[str
     )
     drawn = set(load_style(pictures, HELD_OUT_STYLE)[1])
     triplets = [
-        Triplet(
-            reference=triplet.reference,
-            modifier=triplet.modifier,
-            target=triplet.target,
-            family=triplet.family,
-            split=named[triplet.target].split,
-        )
+        replace(triplet, split=named[triplet.target].split)
         for triplet in derive_triplets({concept.slug: concept.name for concept in concepts})
         if named[triplet.target].split != "train" and triplet.target in gallery and triplet.reference in drawn
     ]

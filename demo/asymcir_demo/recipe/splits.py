@@ -2,7 +2,7 @@
 
 The emoji sets reuse drawings ("person running" is often "man running" to the pixel) and repeat a figure in six skin
 tones. So a split is drawn for a component: concepts linked by a name that differs in skin tone alone, or by one drawing
-that two of them share in any style.
+that two of them share in any style that shows colour.
 
 | split | the foundation | distillation and UNION | for |
 |---|---|---|---|
@@ -27,7 +27,7 @@ from asymcir_demo.recipe.render import load_style
 
 SPLITS = ("train", "dev", "test", "novel")
 _BOUNDS = ((0.10, "novel"), (0.30, "test"), (0.42, "dev"), (1.0, "train"))
-_SEED = "asymcir-emojicir-2"  # the first of -0, -1, ... that gives every family queries in every split
+_SEED = "asymcir-emojicir-2"  # the first of -0, -1, ... whose first step gave every family enough queries
 _TONE = r"(?:medium-light|medium-dark|light|medium|dark) skin tone"
 
 
