@@ -1,7 +1,8 @@
 from collections import Counter
 
 import pytest
-from asymcir_demo.recipe.splits import SPLITS, components, draw_splits, tone_free
+from asymcir_benchmarks import Triplet
+from asymcir_demo.recipe.splits import SPLITS, components, draw_splits, show_change, tone_free
 
 SHARES = {"train": 0.58, "dev": 0.12, "test": 0.20, "novel": 0.10}
 
@@ -66,3 +67,10 @@ def test_the_draw_is_fixed_and_one_subgroup_does_not_move_another() -> None:
     together = draw_splits({"cat": "cat-face", **arrows, "dog": "animal"})
     assert {name: together[name] for name in arrows} == alone
     assert set(alone.values()) == set(SPLITS)
+
+
+def test_a_change_that_nobody_can_see_is_no_query() -> None:
+    seen = Triplet(reference="a", modifier="is red", target="b", family="colour")
+    unseen = Triplet(reference="a", modifier="has dark skin tone", target="c", family="skin tone")
+    assert show_change([seen, unseen], {"a": {"a", "c"}, "b": {"b"}, "c": {"a", "c"}}) == [seen]
+    assert show_change([seen, unseen], {}) == [seen, unseen]

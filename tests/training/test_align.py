@@ -67,6 +67,9 @@ def test_first_steps_see_smaller_pictures_and_the_rest_whole_ones(tmp_path: Path
 
 
 def test_a_share_of_smaller_pictures_needs_their_side() -> None:
+    for name in ("mix_share", "early_share"):
+        with pytest.raises(DataError, match=f"expected {name} from 0 to 1, got 1.5"):
+            AlignConfig(early_side=32, **{name: 1.5})  # type: ignore[arg-type]
     with pytest.raises(DataError, match="give early_side"):
         AlignConfig(early_share=0.5)
 

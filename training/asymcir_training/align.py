@@ -51,6 +51,9 @@ class AlignConfig:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise DataError(f"expected a batch of 1 or more, got {self.batch}")
+        for name in ("mix_share", "early_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise DataError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
         if self.early_share and self.early_side < 1:
             raise DataError("early_share asks for a first part at a smaller side: give early_side too")
 

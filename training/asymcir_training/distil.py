@@ -63,6 +63,8 @@ class DistilConfig:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise DataError(f"expected a batch of 1 or more, got {self.batch}")
+        if not 0.0 <= self.mix_share <= 1.0:
+            raise DataError(f"expected mix_share from 0 to 1, got {self.mix_share}")
 
 
 @torch.no_grad()

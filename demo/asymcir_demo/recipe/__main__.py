@@ -11,13 +11,14 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from asymcir_benchmarks.results import write_result
 from asymcir_export.bundles import export_device_bundle, export_server_bundle
+from asymcir_export.variants import VARIANTS
 from asymcir_protos.manifest import write_atomically
 from asymcir_training import load_foundation, load_light_encoder, load_union_head
 
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="intermediate results, checkpoints and logs")
     parser.add_argument("--out", type=Path, required=True, help="the assets")
     parser.add_argument("--align-epochs", type=int, default=13)
-    parser.add_argument("--distil-epochs", type=int, default=4)
+    parser.add_argument("--distil-epochs", type=int, default=6)
     parser.add_argument("--union-epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figures", type=Path, help="write what was measured here as JSON")
@@ -60,8 +61,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the stages in order."""
     work: Path = args.work
     work.mkdir(parents=True, exist_ok=True)
-    arguments = {name: getattr(args, f"{name}_epochs") for name in ("align", "distil", "union")} | {"seed": args.seed}
-    stages = _Stages(work / "measured.json", arguments)
+    stages = _Stages(work / "measured.json")
     concepts = load_concepts(args.node_modules)
     pictures, foundation = work / "pictures", work / "foundation"
     student, union = work / "light-encoder", work / "union-head"
@@ -72,12 +72,16 @@ def run(args: argparse.Namespace) -> None:
     stages.run(
         "align",
         lambda: align(foundation, pictures, concepts, epochs=args.align_epochs, seed=args.seed, work=work / "align"),
+        epochs=args.align_epochs,
+        seed=args.seed,
     )
     stages.run(
         "distil",
         lambda: distil_student(
             foundation, pictures, concepts, epochs=args.distil_epochs, seed=args.seed, work=work / "distil", out=student
         ),
+        epochs=args.distil_epochs,
+        seed=args.seed,
     )
     stages.run(
         "union",
@@ -91,6 +95,8 @@ def run(args: argparse.Namespace) -> None:
             work=work / "union",
             out=union,
         ),
+        epochs=args.union_epochs,
+        seed=args.seed,
     )
     stages.run("assets", lambda: write_assets(pictures, concepts, args.out))
     stages.run("export", lambda: _export(args.out, foundation, student, union, pictures=queries, lean=True))
@@ -115,21 +121,10 @@ def _keep_records(stages: "_Stages", work: Path, args: argparse.Namespace) -> No
 def _export(
     out: Path, foundation_folder: Path, student: Path, union: Path, *, pictures: Path, lean: bool
 ) -> dict[str, float]:
-    """Write both bundles: lean ones to be carried in git, or float32 ones with Core ML."""
+    """Write both bundles: lean ones to be carried in git, or float32 ones with every variant of the encoder."""
     encoder, metadata = load_light_encoder(student)
     foundation = load_foundation(f"local-dir:{foundation_folder}")
     foundation.name = metadata["foundation"]
-    export_device_bundle(
-        encoder,
-        out / "device",
-        word_space=metadata["word_space"],
-        foundation=metadata["foundation"],
-        pictures=pictures,
-        storage="int8" if lean else "fp32",
-        coreml=not lean,
-        sources=SOURCES,
-        force=True,
-    )
     export_server_bundle(
         foundation,
         load_union_head(union)[0],
@@ -141,6 +136,19 @@ def _export(
         sources=SOURCES,
         force=True,
     )
+    export_device_bundle(
+        encoder,
+        out / "device",
+        word_space=metadata["word_space"],
+        foundation=metadata["foundation"],
+        pictures=pictures,
+        storage="int8" if lean else "fp32",
+        variants=() if lean else VARIANTS,
+        server=None if lean else out / "server",
+        search_set=None if lean else pictures.parent,
+        sources=SOURCES,
+        force=True,
+    )
     sizes = {name: sum(file.stat().st_size for file in (out / name).rglob("*")) for name in ("device", "server")}
     return {f"{name}_mb": round(size / 1e6, 2) for name, size in sizes.items()}
 
@@ -148,9 +156,8 @@ def _export(
 class _Stages:
     """Runs each stage once and keeps what it measured and how long it took."""
 
-    def __init__(self, path: Path, arguments: Mapping[str, int]) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._arguments = dict(arguments)
         self._done: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def figures(self) -> dict[str, float]:
@@ -162,13 +169,13 @@ class _Stages:
             if isinstance(value, int | float)
         }
 
-    def run(self, name: str, stage: Callable[[], dict[str, float] | None]) -> None:
-        """Run a stage that is not recorded yet."""
+    def run(self, name: str, stage: Callable[[], dict[str, float] | None], **arguments: int) -> None:
+        """Run a stage that is not recorded yet; its arguments are recorded with it."""
         if name in self._done:
             before = self._done[name].get("arguments")
-            if before != self._arguments:
+            if before != arguments:
                 raise DemoError(
-                    f"{self._path} says that stage {name!r} was run with {before}, now asked with {self._arguments}: "
+                    f"{self._path} says that stage {name!r} was run with {before}, now asked with {arguments}: "
                     "pass another --work, or remove this one"
                 )
             _LOG.info("%s: done before", name)
@@ -181,7 +188,7 @@ class _Stages:
             **measured,
             "seconds": round(time.monotonic() - started_s, 1),
             "machine": machine,
-            "arguments": self._arguments,
+            "arguments": arguments,
         }
         write_atomically(self._path, json.dumps(self._done, indent=2) + "\n")
         _LOG.info("%s: %s", name, self._done[name])

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from asymcir_benchmarks.results import write_result
-from asymcir_protos.manifest import write_atomically
+from asymcir_protos.manifest import digest_file, write_atomically
 from asymcir_training import Foundation, load_foundation
+from asymcir_training.digests import digest
 from asymcir_training.distil import DistilConfig, distil, embed_patches, embed_pictures
 from asymcir_training.loop import LoopConfig
 from numpy.typing import NDArray
@@ -43,8 +44,9 @@ ROWS: dict[str, DistilConfig] = {
     "GCD + LAR + consistency": replace(_CONSISTENT, lar_weight=0.5),
     "GCD + consistency + identity": replace(_CONSISTENT, identity_weight=0.5),
 }
-SEEDS = {"GCD": 3, "GCD + consistency": 3}
+SEEDS = {"GCD": 3, "GCD + consistency": 3, "GCD + LAR + consistency": 3}
 """Row -> seeds; the others run once."""
+_CACHE = "teacher.pt"
 _LOG = logging.getLogger(__name__)
 
 
@@ -61,6 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     runs = [(name, seed) for name in args.rows for seed in range(min(args.seeds, SEEDS.get(name, 1)))]
+    args.folder = _find_folder(args)
     baselines = _teacher(args)
     runs.sort(key=lambda run: run[1])  # every row once, before any row again
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -75,17 +78,18 @@ def main() -> None:
             if len(rows) > 1:
                 figures[f"{name}, {key}, standard deviation"] = round(float(values.std(ddof=1)), 4)
     figures |= {f"baseline, {key}": round(value, 4) for key, value in baselines.items()}
+    rows = "" if args.rows == list(ROWS) else " --rows " + " ".join(f'"{name}"' for name in args.rows)
     write_result(
         args.out,
         figures=figures,
-        command=f"python -m asymcir_demo.recipe.ablate --steps {args.steps} --seeds {args.seeds}",
+        command=f"python -m asymcir_demo.recipe.ablate --steps {args.steps} --seeds {args.seeds}{rows}",
     )
 
 
 def _run(run: tuple[str, int], args: argparse.Namespace) -> dict[str, float]:
     """Train and measure one row with one seed, in a process of its own."""
     name, seed = run
-    folder = args.work / "ablation" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+    folder = args.folder / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
     done = folder / "measured.json"
     if done.is_file():
         found: dict[str, float] = json.loads(done.read_text(encoding="utf-8"))
@@ -93,7 +97,7 @@ def _run(run: tuple[str, int], args: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     concepts, foundation, arrays = _load(args)
-    cached = torch.load(_cache(args), weights_only=True)
+    cached = torch.load(args.folder / _CACHE, weights_only=True)
     student = build_student(foundation, seed=seed)
     distil(
         student,
@@ -121,13 +125,17 @@ def _load(args: argparse.Namespace) -> tuple[list[Concept], Foundation, list[NDA
     return concepts, foundation, [array for array, _ in load_pictures(pictures, concepts, ("train",)).values()]
 
 
-def _cache(args: argparse.Namespace) -> Path:
-    return Path(args.work) / "ablation" / "teacher.pt"
+def _find_folder(args: argparse.Namespace) -> Path:
+    """Return where runs of these steps, on these concepts, with this foundation are kept."""
+    concepts = assign_splits(load_concepts(args.node_modules), args.work / "pictures")
+    facts = {"steps": args.steps, "concepts": {concept.slug: concept.split for concept in concepts}}
+    weights = digest_file(args.work / "foundation" / "open_clip_model.safetensors").sha256
+    return Path(args.work) / "ablation" / digest(weights={}, facts={**facts, "foundation": weights})[:12]
 
 
 def _teacher(args: argparse.Namespace) -> dict[str, float]:
     """Run the frozen visual tower once for all rows, and measure the baselines; both are kept."""
-    done = _cache(args).with_suffix(".json")
+    done = (args.folder / _CACHE).with_suffix(".json")
     if done.is_file():
         found: dict[str, float] = json.loads(done.read_text(encoding="utf-8"))
         return found
@@ -140,7 +148,7 @@ def _teacher(args: argparse.Namespace) -> dict[str, float]:
         "gallery": dev.gallery,
     }
     done.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(cached, _cache(args))
+    torch.save(cached, args.folder / _CACHE)
     write_atomically(done, json.dumps(measured, indent=2) + "\n")
     return measured
 

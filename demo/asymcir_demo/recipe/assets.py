@@ -13,7 +13,7 @@ from PIL import Image
 from asymcir_demo.recipe.concepts import GALLERY_STYLE, HELD_OUT_STYLE, Concept
 from asymcir_demo.recipe.foundation import draws_its_name
 from asymcir_demo.recipe.render import load_style
-from asymcir_demo.recipe.splits import drawn_alike, tone_free
+from asymcir_demo.recipe.splits import drawn_alike, show_change, tone_free
 
 COLOURED_STYLE = "openmoji"
 SKETCH_STYLE = "openmoji-line"
@@ -55,7 +55,7 @@ def write_assets(pictures: Path, concepts: list[Concept], out: Path) -> dict[str
     drawn = set(load_style(pictures, HELD_OUT_STYLE)[1])
     triplets = [
         replace(triplet, split=named[triplet.target].split)
-        for triplet in derive_triplets({concept.slug: concept.name for concept in concepts})
+        for triplet in show_change(derive_triplets({concept.slug: concept.name for concept in concepts}), alike)
         if named[triplet.target].split != "train" and triplet.target in gallery and triplet.reference in drawn
     ]
     triplets += [Triplet(reference=r, modifier=m, target=t, family="shown", split="shown") for r, m, t in SHOWN]

@@ -35,7 +35,10 @@ TRAINED_STYLES = tuple(style for style in STYLES if style != HELD_OUT_STYLE)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Concept:
-    """One emoji: its slug (the id everywhere), its name, what is known about it, and its split (see splits.py)."""
+    """One emoji: its slug (the id everywhere), its name, what is known about it, and its split (see splits.py).
+
+    `aligned` says whether the foundation may see it.
+    """
 
     slug: str
     name: str
@@ -44,6 +47,7 @@ class Concept:
     subgroup: str
     hexcode: str
     split: str = ""
+    aligned: bool = True
 
 
 def slugify(name: str) -> str:

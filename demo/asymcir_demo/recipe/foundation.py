@@ -172,9 +172,9 @@ def align(
 ) -> dict[str, float]:
     """Align the visual tower of the foundation in `folder`; returns what was measured."""
     foundation = load_foundation(f"local-dir:{folder}")
-    seen = [concept for concept in concepts if concept.split != "novel"]
+    seen = [concept for concept in concepts if concept.aligned]
     index = {concept.slug: number for number, concept in enumerate(seen)}
-    unseen = frozenset().union(*(plain_names(concept) for concept in concepts if concept.split == "novel"))
+    unseen = frozenset().union(*(plain_names(concept) for concept in concepts if not concept.aligned))
     texts = [word_names(concept, unseen) for concept in seen]
     wordings = embed_texts(foundation, [text for row in texts for text in row]).view(len(seen), -1, EMBEDDING_WIDTH)
     arrays, labels = [], []

@@ -21,6 +21,7 @@ from torch.nn import functional
 from asymcir_demo.recipe.concepts import GALLERY_STYLE, HELD_OUT_STYLE, Concept
 from asymcir_demo.recipe.foundation import word_names
 from asymcir_demo.recipe.render import load_style
+from asymcir_demo.recipe.splits import drawn_alike, show_change
 
 _BATCH = 64
 
@@ -61,9 +62,10 @@ class SearchSet:
         shown, gallery_slugs = load_style(pictures, GALLERY_STYLE)
         drawn, drawn_slugs = load_style(pictures, HELD_OUT_STYLE)
         row_of, place_of = ({slug: i for i, slug in enumerate(slugs)} for slugs in (gallery_slugs, drawn_slugs))
+        derived = derive_triplets({concept.slug: concept.name for concept in concepts})
         triplets = [
             triplet
-            for triplet in derive_triplets({concept.slug: concept.name for concept in concepts})
+            for triplet in show_change(derived, drawn_alike(pictures, GALLERY_STYLE))
             if named[triplet.target].split == split and triplet.target in row_of and triplet.reference in place_of
         ]
         slugs = [slug for slug in row_of if slug in place_of and slug in named and named[slug].split == split]

@@ -16,11 +16,12 @@ The held-out style (concepts.HELD_OUT_STYLE) is unseen by every stage in all fou
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from asymcir_benchmarks import Triplet
 
 from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, STYLES, Concept
 from asymcir_demo.recipe.render import load_style
@@ -83,8 +84,8 @@ def draw_splits(groups: dict[str, str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for group in sorted(set(groups.values())):
-        members = sorted((name for name, its in groups.items() if its == group), key=_hash)
-        for number, name in enumerate(members):
+        members = sorted((_hash(name), name) for name, its in groups.items() if its == group)
+        for number, (_, name) in enumerate(members):
             place = (number + _hash(group)) / len(members)
             found[name] = next(split for bound, split in _BOUNDS if place < bound)
     return found
@@ -94,8 +95,7 @@ def assign_splits(concepts: list[Concept], pictures: Path) -> list[Concept]:
     """Give every concept its split, by the rendered pictures of every style that shows colour.
 
     In two steps: a plain figure and its toned variants are drawn for apart, then joined in the split that is seen most.
-    The committed models were trained with the first step alone: on a part of what the second lets them see, and on
-    nothing else.
+    What the first step drew for `novel` stays unseen by the foundation, wherever the second puts it.
     """
     drawings = [_digests(pictures, style) for style in STYLES if style not in COLOURLESS_STYLES]
     apart = components({concept.slug: _toned_key(concept.name) for concept in concepts}, drawings)
@@ -108,7 +108,10 @@ def assign_splits(concepts: list[Concept], pictures: Path) -> list[Concept]:
     for concept in concepts:
         split = drawn[apart[concept.slug]]
         most_seen[joined[concept.slug]] = min(split, most_seen.get(joined[concept.slug], split), key=SPLITS.index)
-    return [replace(concept, split=most_seen[joined[concept.slug]]) for concept in concepts]
+    return [
+        replace(concept, split=most_seen[joined[concept.slug]], aligned=drawn[apart[concept.slug]] != "novel")
+        for concept in concepts
+    ]
 
 
 def drawn_alike(pictures: Path, style: str) -> dict[str, set[str]]:
@@ -118,6 +121,16 @@ def drawn_alike(pictures: Path, style: str) -> dict[str, set[str]]:
     for slug, found in digests.items():
         groups.setdefault(found, set()).add(slug)
     return {slug: groups[found] for slug, found in digests.items()}
+
+
+def show_change(triplets: Iterable[Triplet], alike: Mapping[str, set[str]]) -> list[Triplet]:
+    """Keep the triplets whose change can be seen: not those whose target is drawn exactly like the reference.
+
+    Args:
+        triplets: any.
+        alike: of the gallery's style, from `drawn_alike`.
+    """
+    return [triplet for triplet in triplets if triplet.reference not in alike.get(triplet.target, ())]
 
 
 def _hash(text: str) -> float:

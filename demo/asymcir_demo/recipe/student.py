@@ -13,16 +13,32 @@ import torch
 from asymcir_benchmarks import derive_triplets
 from asymcir_protos import Preprocessing
 from asymcir_training import Foundation, LightEncoder, load_foundation, load_light_encoder, save_light_encoder
-from asymcir_training.distil import DistilConfig, distil, embed_pictures
+from asymcir_training.distil import DistilConfig, distil, embed_patches, embed_pictures
 from asymcir_training.loop import LoopConfig
 from numpy.typing import NDArray
 
 from asymcir_demo.recipe import FOUNDATION_NAME
 from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, TRAINED_STYLES, Concept
-from asymcir_demo.recipe.foundation import BACKBONE, IMAGENET_MEAN, IMAGENET_STD, SIZE, plain_names, word_names
+from asymcir_demo.recipe.foundation import (
+    ALIGNMENT,
+    BACKBONE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SIZE,
+    plain_names,
+    word_names,
+)
 from asymcir_demo.recipe.render import load_style
 from asymcir_demo.recipe.splits import drawn_alike
 
+DISTILLATION = DistilConfig(
+    lar_weight=0.5,
+    frozen=ALIGNMENT.frozen,
+    mix_after=ALIGNMENT.mix_after,
+    mix_share=ALIGNMENT.mix_share,
+    augmentation=ALIGNMENT.augmentation,
+)
+"""See training/RESULTS.md."""
 SENTENCE_LENGTH = 6
 TOKEN_LEARNER_WIDTH = 256
 PREPROCESSING = Preprocessing(size=SIZE, interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -99,8 +115,7 @@ def distil_student(
     arrays = [array for array, _ in load_pictures(pictures, concepts, ("train",)).values()]
     teacher = embed_pictures(foundation, arrays)
     student = build_student(foundation, seed=seed)
-    config = DistilConfig()
-    steps = epochs * (len(teacher) // config.batch)
+    steps = epochs * (len(teacher) // DISTILLATION.batch)
     phrases, modifiers = phrase_bank(concepts), modifier_bank(concepts)
     _LOG.info(
         "distilling on %d pictures, %d phrases, %d modifiers: %d steps",
@@ -114,9 +129,10 @@ def distil_student(
         foundation,
         pictures=arrays,
         teacher=teacher,
+        patches=embed_patches(foundation, arrays),
         phrases=phrases,
         modifiers=modifiers,
-        config=config,
+        config=DISTILLATION,
         loop=LoopConfig(folder=work, steps=steps, seed=seed),
     )
     save_light_encoder(out, student, {"word_space": foundation.word_space(), "foundation": FOUNDATION_NAME})
