@@ -5,7 +5,7 @@ DEMO := .venv-demo
 PROTO := .venv-proto
 PROTO_FILE := protos/asymcir_protos/v1/retrieval.proto
 
-.PHONY: help install demo demo-assets ablation check test proto proto-check bench clean
+.PHONY: help install demo demo-assets ablation check test proto proto-check bench bench-arm bench-device clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,16 @@ ablation: $(DEV)/ready  ## Train every row of the loss ablation and measure it o
 
 bench: $(DEV)/ready  ## Measure the demo's bundles; figures go to benchmarks/results
 	scripts/bench $(DEV)/bin
+
+bench-device: $(DEV)/ready  ## Write and time phone-class backbones beside MobileCLIP-S0's image tower (needs 3 GB of disk)
+	$(DEV)/bin/python -m asymcir_export.backbones --out benchmarks/device/work --pictures demo/assets/queries
+	$(DEV)/bin/python -m asymcir_export.peers --out benchmarks/device/work --pictures demo/assets/queries --vit-l14
+	$(DEV)/bin/python -m asymcir_benchmarks.device --models benchmarks/device/work \
+	  --vit-l14 benchmarks/device/work/vit-l14.onnx --out benchmarks/results/device.json
+	$(DEV)/bin/python -m asymcir_benchmarks.docs
+
+bench-arm: $(DEV)/ready  ## Count the instructions of a query on an emulated ARM machine (needs qemu-user, debootstrap and gcc)
+	scripts/bench-arm $(DEV)/bin
 
 clean:  ## Remove the virtual environments and what the demo wrote
 	rm -rf $(DEV) $(DEMO) $(PROTO) demo/out

@@ -14,13 +14,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from asymcir_benchmarks.device_tables import lay_out_arm, lay_out_backbones, lay_out_goals
 from asymcir_benchmarks.errors import BenchmarkError
 from asymcir_benchmarks.evaluate import CUTS, METHODS
+from asymcir_benchmarks.markdown import describe_source, make_table
 from asymcir_benchmarks.protocol import SKETCH_METHODS, TARGETS
 from asymcir_benchmarks.tables import SKETCH_FIGURES, TARGET_FIGURES
 
 PAGES = (Path("README.md"), Path("demo/README.md"))
-OPTIONAL_PAGES = (Path("training/RESULTS.md"), Path("benchmarks/README.md"))
+OPTIONAL_PAGES = (Path("training/RESULTS.md"), Path("benchmarks/README.md"), Path("docs/backbones.md"))
 """Filled where they are there."""
 RESULTS = Path("benchmarks/results")
 ABLATION_BASELINES = ("picture only", "picture + text", "target's name")
@@ -74,7 +76,7 @@ def _composed(record: Mapping[str, Any], prefix: str) -> str:
         key = f"{prefix}, {method}, all, R@{max(CUTS)}"
         recalls = [f"{figures[f'{prefix}, {method}, all, R@{k}']:.3f}" for k in CUTS]
         rows.append([method, *recalls, _interval(figures, key)])
-    return _markdown(rows) + f"\n\n{_source(record)}"
+    return make_table(rows) + f"\n\n{describe_source(record)}"
 
 
 def _families(record: Mapping[str, Any], prefix: str, cuts: tuple[int, ...]) -> str:
@@ -86,7 +88,7 @@ def _families(record: Mapping[str, Any], prefix: str, cuts: tuple[int, ...]) -> 
             " / ".join(f"{figures[f'{prefix}, {method}, {family}, R@{k}']:.3f}" for k in cuts) for method in METHODS
         ]
         rows.append([f"{family} ({figures[f'{prefix} of {family}']:.0f})", *recalls])
-    return _markdown(rows) + f"\n\n{_source(record)}"
+    return make_table(rows) + f"\n\n{describe_source(record)}"
 
 
 def _emojicir_goals(record: Mapping[str, Any]) -> str:
@@ -103,7 +105,7 @@ def _emojicir_goals(record: Mapping[str, Any]) -> str:
         rows.append([name, scope, value, interval, target, reached])
     if len(rows) == 1:
         raise KeyError("goals of ...")
-    return _markdown(rows) + f"\n\n{_source(record)}"
+    return make_table(rows) + f"\n\n{describe_source(record)}"
 
 
 def _emojicir_sketches(record: Mapping[str, Any]) -> str:
@@ -114,7 +116,7 @@ def _emojicir_sketches(record: Mapping[str, Any]) -> str:
         for method in SKETCH_METHODS:
             values = [f"{figures[f'{split} sketches, {method}, {name}']:.3f}" for name in SKETCH_FIGURES]
             rows.append([method, f"{split} ({figures[f'{split} sketches']:.0f})", *values])
-    return _markdown(rows) + f"\n\n{_source(record)}"
+    return make_table(rows) + f"\n\n{describe_source(record)}"
 
 
 def _emojicir_targets(record: Mapping[str, Any]) -> str:
@@ -128,7 +130,7 @@ def _emojicir_targets(record: Mapping[str, Any]) -> str:
             keys = [f"{split} targets, {TARGETS[0]} - {other}, {name}" for name in TARGET_FIGURES]
             values = [f"{figures[key]:+.3f} ({_interval(figures, key, '+.3f')})" for key in keys]
             rows.append([f"{TARGETS[0]} - {other}", split, *values])
-    return _markdown(rows) + f"\n\n{_source(record)}"
+    return make_table(rows) + f"\n\n{describe_source(record)}"
 
 
 def _splits_with(figures: Mapping[str, float], part: str) -> list[str]:
@@ -162,7 +164,7 @@ def _ablation(record: Mapping[str, Any]) -> str:
         cells = [f"{figures[key]:.3f}" if key in figures else "-" for key in keys]
         if any(cell != "-" for cell in cells):
             rows.append([f"baseline: {name}", "-", *cells, *["-"] * (3 - len(cells))])
-    return _markdown(rows) + f"\n\n{_source(record)}"
+    return make_table(rows) + f"\n\n{describe_source(record)}"
 
 
 def _run(record: Mapping[str, Any]) -> str:
@@ -174,24 +176,14 @@ def _run(record: Mapping[str, Any]) -> str:
         "demo, s",
         "peak memory, MB",
     )
-    return _markdown([["", ""], *([key, f"{figures[key]:,.0f}"] for key in keys)]) + f"\n\n{_source(record)}"
+    return make_table([["", ""], *([key, f"{figures[key]:,.0f}"] for key in keys)]) + f"\n\n{describe_source(record)}"
 
 
 def _recipe(record: Mapping[str, Any]) -> str:
     rows = [["figure", "value"]]
     for key, value in record["figures"].items():
         rows.append([key, f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"])
-    return _markdown(rows) + f"\n\n{_source(record)}"
-
-
-def _source(record: Mapping[str, Any]) -> str:
-    return f"`{record['command']}`, {record['date']}, {record['machine']}."
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    head, *body = rows
-    lines = [head, ["---", *("---:" for _ in head[1:])], *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return make_table(rows) + f"\n\n{describe_source(record)}"
 
 
 _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
@@ -209,6 +201,9 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
         for split in ("test", "novel")
     },
     "ablation": ("ablation.json", _ablation),
+    "backbones": ("device.json", lay_out_backbones),
+    "device-goals": ("device.json", lay_out_goals),
+    "arm": ("arm.json", lay_out_arm),
     "emojicir-goals": ("emojicir.json", _emojicir_goals),
     "emojicir-sketches": ("emojicir.json", _emojicir_sketches),
     "emojicir-targets": ("emojicir.json", _emojicir_targets),

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         ServerUnavailableError,
         SpaceMismatchError,
     )
+    from asymcir_edge.selftest import run_selftest
+    from asymcir_edge.verdicts import SelfTestReport
 
 __all__ = [
     "AddressError",
@@ -42,6 +44,7 @@ __all__ = [
     "SearchHit",
     "SearchResult",
     "SearchTiming",
+    "SelfTestReport",
     "ServerDescription",
     "ServerError",
     "ServerFailedError",
@@ -49,9 +52,10 @@ __all__ = [
     "ServerTimeoutError",
     "ServerUnavailableError",
     "SpaceMismatchError",
+    "run_selftest",
 ]
 
-_MODULES = ("bundle", "encoder", "errors", "answers", "client")
+_MODULES = ("bundle", "encoder", "errors", "answers", "client", "verdicts", "selftest")
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,8 @@ Exit codes: 0 done, 1 an error, 2 a wrong command line, 130 interrupted, 141 the
 """
 
 import argparse
+import functools
+import importlib
 import importlib.metadata
 import io
 import logging
@@ -24,6 +26,8 @@ from asymcir_protos import AsymcirError
 
 _DISTRIBUTION = "asymcir"
 _GROUP = "asymcir.commands"
+_REGISTER_PREFIX = "register_"
+_Register = Callable[[Any], None]
 _SUMMARIES = {
     "demo": "build the demo's gallery, serve it, and run composed queries and sketches",
     "describe": "print what a server holds: spaces, galleries, limits",
@@ -32,6 +36,7 @@ _SUMMARIES = {
     "export": "write device and server bundles from checkpoints",
     "gallery": "build a gallery from pictures",
     "query": "search a server by a picture and a typed change",
+    "selftest": "compare a device bundle with its golden tokens on this machine, and time it",
     "serve": "answer queries from a gallery",
     "train": "train the light encoder or the UNION head",
 }
@@ -136,25 +141,40 @@ def _run(words: Sequence[str]) -> int:
 
 def _build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """Build the parser with the subcommand that `words` ask for, or with all where they name none."""
-    try:
-        distribution = importlib.metadata.distribution(_DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError as exc:
-        raise AsymcirError(f"{_DISTRIBUTION} is not installed, only importable: pip install {_DISTRIBUTION}") from exc
+    version, commands = _find_commands()
     parser = _Parser(
         prog="asymcir",
         description="Asymmetric composed image retrieval: search a gallery by a picture and a typed change.",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {distribution.version}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version or '(not installed)'}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
-    entry_points = {entry.name: entry for entry in distribution.entry_points.select(group=_GROUP)}
     asked = next((word for word in words if not word.startswith("-")), None)
-    if asked in entry_points:
-        register: Callable[[Any], None] = entry_points[asked].load()
-        register(subparsers)
+    if asked in commands:
+        commands[asked]()(subparsers)
+    elif version is None and asked in _SUMMARIES:
+        raise AsymcirError(
+            f"{_DISTRIBUTION} is not installed, only importable, and then has only {', '.join(sorted(commands))}: "
+            f"pip install {_DISTRIBUTION}"
+        )
     else:
-        for name in entry_points:
+        for name in commands:
             subparsers.add_parser(name, help=_SUMMARIES.get(name, ""))
     return parser
+
+
+def _find_commands() -> tuple[str | None, dict[str, Callable[[], _Register]]]:
+    """Return the installed version, and by the name of each subcommand what loads the function that registers it.
+
+    On a board the packages may lie on PYTHONPATH without having been installed: then there is no version and there are
+    no entry points, and the commands of this package are all there is.
+    """
+    try:
+        distribution = importlib.metadata.distribution(_DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        own = importlib.import_module("asymcir_edge.commands")
+        names = [name.removeprefix(_REGISTER_PREFIX) for name in vars(own) if name.startswith(_REGISTER_PREFIX)]
+        return None, {name: functools.partial(getattr, own, f"{_REGISTER_PREFIX}{name}") for name in names}
+    return distribution.version, {entry.name: entry.load for entry in distribution.entry_points.select(group=_GROUP)}
 
 
 def _describe_missing_module(exc: ModuleNotFoundError) -> str:

@@ -1,9 +1,10 @@
-"""The device's subcommands: `asymcir encode`, `asymcir query` and `asymcir describe`."""
+"""The device's subcommands: `asymcir encode`, `asymcir query`, `asymcir describe` and `asymcir selftest`."""
 
 import argparse
 import dataclasses
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from asymcir_edge.errors import OutputError
 if TYPE_CHECKING:
     from asymcir_edge.answers import SearchResult, ServerDescription
     from asymcir_edge.encoder import QueryEncoder
+    from asymcir_edge.verdicts import EncoderReport, SelfTestReport
 
 _DEFAULT_TIMEOUT_S = 10.0
 
@@ -86,9 +88,44 @@ def register_describe(subparsers: Any) -> None:
     parser.set_defaults(run=_describe)
 
 
+def register_selftest(subparsers: Any) -> None:
+    """Add `asymcir selftest`."""
+    from asymcir_edge.selftest import DEFAULT_REPEATS
+
+    parser = subparsers.add_parser(
+        "selftest",
+        help="compare a device bundle with its golden tokens on this machine, and time it",
+        description="Run the encoders of a device bundle on the golden pictures that it carries, compare with the "
+        "golden tokens, and time them. Prints JSON to standard output and a summary to standard error; the exit code "
+        "is 1 if any of them differs.",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a device bundle's folder")
+    parser.add_argument(
+        "--precision",
+        action="append",
+        dest="precisions",
+        metavar="P",
+        help="test only this encoder; repeatable (default: all, and the Core ML packages where they run)",
+    )
+    _add_threads(parser)
+    parser.add_argument(
+        "--repeats",
+        type=_positive_int,
+        default=DEFAULT_REPEATS,
+        metavar="N",
+        help=f"timed runs of each encoder (default {DEFAULT_REPEATS})",
+    )
+    parser.add_argument("--json-only", action="store_true", help="print no summary")
+    parser.set_defaults(run=_selftest)
+
+
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True, metavar="DEVICE_BUNDLE", help="a device bundle's folder")
     parser.add_argument("--precision", metavar="NAME", help="which of the bundle's encoders (default: the bundle's)")
+    _add_threads(parser)
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         type=_positive_int,
@@ -204,6 +241,23 @@ def _describe(args: argparse.Namespace) -> int:
     return 0
 
 
+def _selftest(args: argparse.Namespace) -> int:
+    from asymcir_edge.bundle import DeviceBundle
+    from asymcir_edge.selftest import run_selftest
+
+    report = run_selftest(
+        DeviceBundle.load(args.bundle),
+        precisions=args.precisions,
+        threads=args.threads,
+        repeats=args.repeats,
+        coreml=args.precisions is None,
+    )
+    if not args.json_only:
+        _print_summary(report)
+    print(json.dumps(report.to_json(), indent=2))
+    return 0 if report.passed else 1
+
+
 def _open_encoder(args: argparse.Namespace) -> "QueryEncoder":
     from asymcir_edge.bundle import DeviceBundle
     from asymcir_edge.encoder import QueryEncoder
@@ -293,6 +347,38 @@ def _print_description(description: "ServerDescription") -> None:
             f"{gallery.embedding_width}, target {_printable(gallery.target)} of {_printable(gallery.target_space)}, "
             f"index {_printable(gallery.index_kind)} with recall@10 {gallery.index_recall_at_10:.3f}"
         )
+
+
+def _print_summary(report: "SelfTestReport") -> None:
+    """Print a self-test's verdicts to standard error, so that standard output holds nothing but the JSON."""
+    machine = report.machine
+    lines = [
+        f"{machine.board or machine.cpu_model or 'unknown processor'}, {machine.architecture}, "
+        f"{machine.usable_cores} of {machine.cores} cores, ONNX Runtime {report.onnxruntime}"
+    ]
+    if machine.emulated:
+        lines.append("emulated: the times below say nothing about a device")
+    for encoder in [*report.encoders, *([] if isinstance(report.coreml, str) else report.coreml)]:
+        lines += _summarise(encoder)
+    if isinstance(report.coreml, str):
+        lines.append(f"Core ML: {report.coreml}")
+    lines.append("passed" if report.passed else "FAILED")
+    print("\n".join(_printable(line) for line in lines), file=sys.stderr)
+
+
+def _summarise(encoder: "EncoderReport") -> list[str]:
+    parts = [f"{encoder.precision}: {'passed' if encoder.passed else 'FAILED'}, {encoder.file}"]
+    if encoder.cosine_min is not None:
+        parts.append(f"cosine min {encoder.cosine_min:.5f} (at least {encoder.thresholds.cosine_min:g})")
+    if encoder.latency is not None:
+        parts.append(
+            f"median {encoder.latency.median_ms:.2f} ms, p95 {encoder.latency.p95_ms:.2f} ms "
+            f"({encoder.latency.repeats} runs, {encoder.provider})"
+        )
+    if encoder.load_ms is not None:
+        parts.append(f"opened in {encoder.load_ms:.0f} ms")
+    problems = [encoder.problem, *(f"{v.picture}: {v.problem}" for v in encoder.pictures if v.problem)]
+    return [", ".join(parts), *(f"  {problem}" for problem in problems if problem)]
 
 
 def _name_of(metadata: Mapping[str, Any] | None) -> str:

@@ -44,8 +44,14 @@ class QueryEncoder:
         self.bundle = bundle
         self.precision = bundle.default_encoder if precision is None else precision
         path = bundle.encoder_path(self.precision)
-        self._session = _open_session(path, threads=threads, float_compute=bundle.weight_storage == "int8")
+        computes_in_float = self.precision == "fp32" and bundle.weight_storage == "int8"
+        self._session = _open_session(path, threads=threads, float_compute=computes_in_float)
         _check_graph(self._session, path, [bundle.sentence_length, bundle.word_width])
+
+    @property
+    def provider(self) -> str:
+        """The ONNX Runtime execution provider that computes, such as "CPUExecutionProvider"."""
+        return str(self._session.get_providers()[0])
 
     def encode_file(self, path: Path) -> NDArray[np.float32]:
         """Encode a picture file; see `encode_image`.

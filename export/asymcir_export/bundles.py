@@ -16,26 +16,38 @@ from typing import Any
 
 import numpy as np
 import torch
-from asymcir_protos import Manifest, Preprocessing, write_manifest
+from asymcir_protos import Manifest, Preprocessing, preprocess, write_manifest
 from asymcir_protos.manifest import DEVICE_BUNDLE, SERVER_BUNDLE
 from asymcir_server.tokenizer import clean_text
 from asymcir_training import PROMPTS, Foundation, LightEncoder, UnionHead, normalise_pixels
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from asymcir_export.coreml_writer import write_coreml
-from asymcir_export.device_graph import build_device_graph
+from asymcir_export.device_graph import build_network_graph, join_preprocessing
 from asymcir_export.errors import ExportError
+from asymcir_export.golden import find_pictures, write_golden
 from asymcir_export.lean import WeightStorage, quantize_rows, store_lean
 from asymcir_export.onnx_writer import batch_axis, length_axis, to_onnx, write_onnx
-from asymcir_export.parity import check_device_parity, check_server_parity, load_pictures, worst_storage
+from asymcir_export.parity import (
+    check_device_parity,
+    check_server_parity,
+    encode_original,
+    load_pictures,
+    worst_storage,
+)
+from asymcir_export.quantize import TOLERANCE, Compute, set_compute
 from asymcir_export.tokenizer_json import check_tokenizer, tokenizer_to_json
+from asymcir_export.variants import VARIANTS, Source, check_variants, describe_variants, split_pictures
+from asymcir_export.worth import SearchSet
 
 _logger = logging.getLogger(__name__)
 
-ENCODER_FILE, COREML_FILE = "encoder.onnx", "encoder.mlpackage"
+ENCODER_FILE = "encoder.onnx"
 TEXT_FILE, VISUAL_FILE, UNION_FILE = "text_encoder.onnx", "visual_encoder.onnx", "union_head.onnx"
 TABLE_FILE, SCALES_FILE, TOKENIZER_FILE = "word_embeddings.npy", "word_embedding_scales.npy", "tokenizer.json"
+
+DEVICE_PICTURES = 384
+"""Taken from the folder for a device bundle: two thirds to compare on, one third to calibrate int8 on."""
 
 DEVICE_STORAGES: tuple[WeightStorage, ...] = ("fp32", "fp16", "int8")
 TABLE_STORAGES: tuple[WeightStorage, ...] = ("fp32", "fp16", "int8")
@@ -64,20 +76,26 @@ def export_device_bundle(
     foundation: str,
     pictures: Path,
     storage: WeightStorage = "fp32",
-    coreml: bool = True,
+    variants: Sequence[str] = VARIANTS,
+    server: Path | None = None,
+    search_set: Path | None = None,
     sources: Sources = (),
     force: bool = False,
 ) -> Manifest:
     """Write a device bundle.
+
+    A variant that fails its gate is left out, and the manifest (`variants`) and `report.html` say why.
 
     Args:
         encoder: the trained light encoder.
         out: the bundle; must not exist, unless `force`.
         word_space: of the foundation that it was trained against.
         foundation: that foundation's name, for people.
-        pictures: a folder of pictures to compare on.
-        storage: how the ONNX encoder keeps its weights: "fp32", "fp16" or "int8".
-        coreml: write the Core ML package too.
+        pictures: a folder of pictures to compare on; a few of them go into the bundle as golden ones.
+        storage: how `encoder.onnx` keeps its weights: "fp32", "fp16" or "int8".
+        variants: further precisions and formats, of VARIANTS; see variants.py.
+        server: a server bundle of the same foundation, to search with.
+        search_set: queries and gallery to measure R@10 with (see worth.py); needs `server`.
         sources: where the weights came from; `name`, `licence` and `url` each.
         force: replace an existing bundle.
 
@@ -87,12 +105,14 @@ def export_device_bundle(
     """
     if storage not in DEVICE_STORAGES:
         raise ExportError(f"expected the device encoder's storage as one of {list(DEVICE_STORAGES)}, got {storage!r}")
+    check_variants(variants)
     encoder = encoder.eval()
-    chosen = load_pictures(pictures)
+    compared, calibration = split_pictures(load_pictures(pictures, limit=DEVICE_PICTURES))
+    queries = None if search_set is None else _open_search_set(search_set, server, word_space)
     with _staged(out, force=force) as folder:
         size = encoder.preprocessing.size
-        graph = build_device_graph(encoder, encoder.preprocessing, torch.zeros(1, 3, size, size))
-        _write(graph, folder / ENCODER_FILE, storage)
+        network = build_network_graph(encoder, torch.zeros(1, 3, size, size))
+        _write(join_preprocessing(network, encoder.preprocessing), folder / ENCODER_FILE, storage)
         properties: dict[str, Any] = {
             "word_space": word_space,
             "sentence_length": encoder.sentence_length,
@@ -103,16 +123,36 @@ def export_device_bundle(
             "weight_storage": storage,
             "foundation": foundation,
         }
-        if coreml:
-            _logger.info("writing %s", COREML_FILE)
-            properties["coreml"] = {
-                "file": COREML_FILE,
-                **write_coreml(encoder, encoder.preprocessing, folder / COREML_FILE),
-            }
         write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources)
-        _logger.info("comparing with the original on %d pictures", len(chosen))
-        parity = check_device_parity(folder, encoder, chosen, storage=storage)
+        _logger.info("comparing with the original on %d pictures", len(compared))
+        parity = check_device_parity(folder, encoder, compared, storage=storage)
+        if variants:
+            source = Source(
+                encoder=encoder,
+                network=network,
+                compared=compared,
+                expected=encode_original(encoder, compared),
+                calibration=calibration,
+                search_set=queries,
+                original=None if queries is None else encode_original(encoder, queries.pictures),
+            )
+            title = f"{out.name}: {foundation}"
+            properties |= describe_variants(folder, source, variants, storage=storage, title=title)
+            write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources)
+        properties["golden"] = write_golden(folder, encoder, find_pictures(pictures))
         return write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources, parity=parity)
+
+
+def _open_search_set(folder: Path, server: Path | None, word_space: str) -> SearchSet:
+    if server is None:
+        raise ExportError(f"the search set {folder} needs a server bundle to search with: pass one (--server)")
+    found = SearchSet(folder, server)
+    if found.word_space != word_space:
+        raise ExportError(
+            f"the server bundle {server} is of word_space {found.word_space[:12]}, the encoder of {word_space[:12]}: "
+            "pass a server bundle that was exported from the encoder's foundation"
+        )
+    return found
 
 
 def export_server_bundle(
@@ -124,6 +164,8 @@ def export_server_bundle(
     storage: WeightStorage = "fp32",
     union_storage: WeightStorage | None = None,
     table_storage: WeightStorage | None = None,
+    text_compute: Compute = "fp32",
+    visual_compute: Compute = "fp32",
     sources: Sources = (),
     force: bool = False,
 ) -> Manifest:
@@ -137,6 +179,8 @@ def export_server_bundle(
         storage: how the two towers keep their weights.
         union_storage: of the UNION head; without it, `storage`.
         table_storage: of the word-embedding table: "fp32", "fp16" or "int8"; without it `storage`, int8 for int4.
+        text_compute, visual_compute: what the towers compute in: "fp32", "fp16", or "int8" (dynamic for transformers,
+            static and calibrated on `pictures` for convolutional networks). Unless fp32, it is their storage too.
         sources: where the weights came from; `name`, `licence` and `url` each.
         force: replace an existing bundle.
 
@@ -163,8 +207,11 @@ def export_server_bundle(
             tokenizer, foundation.open_clip_tokenizer, lambda text: clean_text(text, foundation.text_clean)
         )
         (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
-        _write(_export_text(foundation), folder / TEXT_FILE, storage)
-        _write(_export_visual(foundation), folder / VISUAL_FILE, storage)
+        squares = [preprocess(picture, foundation.preprocessing)[None] for picture in chosen]
+        text = set_compute(_export_text(foundation), text_compute)
+        _write(text, folder / TEXT_FILE, storage if text_compute == "fp32" else "fp32")
+        visual = set_compute(_export_visual(foundation), visual_compute, input_name="pixels", samples=squares)
+        _write(visual, folder / VISUAL_FILE, storage if visual_compute == "fp32" else "fp32")
         _write(_export_union(union_head), folder / UNION_FILE, union_storage)
         scales_file = _write_table(foundation.word_embedding_table(), folder, table_storage)
         properties = {
@@ -187,11 +234,12 @@ def export_server_bundle(
             "visual": {"file": VISUAL_FILE, "preprocessing": foundation.preprocessing.to_json()},
             "union": {"file": UNION_FILE},
             "weight_storage": {
-                TEXT_FILE: storage,
-                VISUAL_FILE: storage,
+                TEXT_FILE: storage if text_compute == "fp32" else text_compute,
+                VISUAL_FILE: storage if visual_compute == "fp32" else visual_compute,
                 UNION_FILE: union_storage,
                 TABLE_FILE: table_storage,
             },
+            "compute": {TEXT_FILE: text_compute, VISUAL_FILE: visual_compute},
             "foundation": foundation.name,
         }
         write_manifest(folder, format=SERVER_BUNDLE, properties=properties, sources=sources)
@@ -201,8 +249,8 @@ def export_server_bundle(
             foundation,
             union_head,
             chosen,
-            text_storage=worst_storage(storage, table_storage),
-            visual_storage=storage,
+            text_storage=worst_storage(table_storage, storage if text_compute == "fp32" else TOLERANCE[text_compute]),
+            visual_storage=storage if visual_compute == "fp32" else TOLERANCE[visual_compute],
             union_storage=union_storage,
         )
         parity["tokenizer"] = token_parity

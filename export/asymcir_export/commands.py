@@ -3,10 +3,12 @@
 import argparse
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
 _STORAGES = ("fp32", "fp16", "int8", "int4")
+_COMPUTES = ("fp32", "fp16", "int8")
 
 
 def register_export(subparsers: Any) -> None:
@@ -25,7 +27,18 @@ def _register_device(kinds: Any) -> None:
     parser = kinds.add_parser("device", help="light encoder checkpoint to ONNX and Core ML")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that `asymcir train` wrote")
     _add_common(parser, storages=_STORAGES[:3])
+    parser.add_argument(
+        "--variants",
+        nargs="*",
+        metavar="NAME",
+        help="further precisions and formats beside encoder.onnx (default: all): fp16, int8, fp32-ort, int8-ort, "
+        "coreml-fp16, coreml-linear8, coreml-palettized8, coreml-palettized6, coreml-w8a8",
+    )
     parser.add_argument("--no-coreml", dest="coreml", action="store_false", help="write no Core ML package")
+    parser.add_argument("--server", type=Path, metavar="BUNDLE", help="server bundle of the same foundation")
+    parser.add_argument(
+        "--search-set", type=Path, metavar="FOLDER", help="queries and gallery to measure R@10 with; needs --server"
+    )
     parser.add_argument("--foundation", metavar="NAME", help="check that the checkpoint belongs to this foundation")
     parser.add_argument("--pretrained", metavar="TAG", help="its pretrained tag or checkpoint")
     parser.set_defaults(run=_run_device, log_level=logging.INFO)
@@ -39,6 +52,13 @@ def _register_server(kinds: Any) -> None:
     _add_common(parser, storages=_STORAGES)
     parser.add_argument("--union-storage", choices=_STORAGES, help="of the UNION head (default: as --storage)")
     parser.add_argument("--table-storage", choices=_STORAGES[:3], help="of the word embeddings (default: as --storage)")
+    for tower in ("text", "visual"):
+        parser.add_argument(
+            f"--{tower}-compute",
+            choices=_COMPUTES,
+            default="fp32",
+            help=f"what the {tower} tower computes in; int8 is dynamic for a transformer, static for a convnet",
+        )
     parser.set_defaults(run=_run_server, log_level=logging.INFO)
 
 
@@ -72,6 +92,7 @@ def _run_device(args: argparse.Namespace) -> int:
 
     from asymcir_export.bundles import export_device_bundle
     from asymcir_export.errors import ExportError
+    from asymcir_export.variants import VARIANTS
 
     encoder, metadata = load_light_encoder(args.checkpoint)
     missing = [key for key in ("word_space", "foundation") if not metadata.get(key)]
@@ -91,11 +112,24 @@ def _run_device(args: argparse.Namespace) -> int:
         foundation=metadata["foundation"],
         pictures=args.pictures,
         storage=args.storage,
-        coreml=args.coreml,
+        variants=[
+            name
+            for name in (VARIANTS if args.variants is None else args.variants)
+            if args.coreml or not name.startswith("coreml-")
+        ],
+        server=args.server,
+        search_set=args.search_set,
         sources=[*metadata.get("sources", []), *args.sources],
         force=args.force,
     )
-    return _report(args.out, manifest)
+    _report(args.out, manifest)
+    variants = manifest.properties.get("variants", {})
+    for name, record in variants.items():
+        print(f"{name}: {record['status']}: {record['reason']}")
+    dropped = [name for name, record in variants.items() if record["status"] == "dropped"]
+    if dropped:
+        print(f"left out, their gates failed: {', '.join(dropped)}; see {args.out / 'report.html'}", file=sys.stderr)
+    return 1 if dropped else 0
 
 
 def _run_server(args: argparse.Namespace) -> int:
@@ -119,6 +153,8 @@ def _run_server(args: argparse.Namespace) -> int:
         storage=args.storage,
         union_storage=args.union_storage,
         table_storage=args.table_storage,
+        text_compute=args.text_compute,
+        visual_compute=args.visual_compute,
         sources=args.sources,
         force=args.force,
     )

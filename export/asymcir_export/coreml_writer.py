@@ -7,30 +7,23 @@ fp16. The package is written, read back and compared with what was meant.
 Notation: S side of the square that the network sees, L sentence tokens, D word-embedding width.
 """
 
-import contextlib
-import io
-import logging
-import platform
 import shutil
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from asymcir_protos import Preprocessing
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from asymcir_export.errors import ExportError
+from asymcir_export.mil_program import load_spec, quiet_coremltools
 
 INPUT_NAME = "pixels"
 OUTPUT_NAME = "sentence_tokens"
 _NETWORK_OPERATORS = {"conv", "linear", "matmul", "layer_norm", "softmax"}
-_DEBUG_FILE = "executorch_debug_handle_mapping.json"  # beside the package that its own Manifest.json describes
-NOT_VERIFIED = "not verified: Core ML does not predict on this platform"
+DEBUG_FILE = "executorch_debug_handle_mapping.json"  # beside the package that its own Manifest.json describes
 
 
 class _NormalisedEncoder(nn.Module):
@@ -62,7 +55,7 @@ def write_coreml(encoder: nn.Module, preprocessing: Preprocessing, path: Path) -
         ExportError: bicubic resizing, an encoder that coremltools cannot convert, or a package that is not
             what was meant.
     """
-    with _quiet():
+    with quiet_coremltools():
         import coremltools as ct
 
     if preprocessing.interpolation != "bilinear":
@@ -76,7 +69,7 @@ def write_coreml(encoder: nn.Module, preprocessing: Preprocessing, path: Path) -
     with torch.no_grad():
         shape = list(module(example).shape)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet_coremltools():
             program = torch.export.export(module, (example,)).run_decompositions({})
             model = ct.convert(
                 program,
@@ -88,7 +81,7 @@ def write_coreml(encoder: nn.Module, preprocessing: Preprocessing, path: Path) -
                 skip_model_load=True,
             )
             model.save(str(path))
-        (path / _DEBUG_FILE).unlink(missing_ok=True)
+        (path / DEBUG_FILE).unlink(missing_ok=True)
     except Exception as exc:  # the converter's errors share no base
         shutil.rmtree(path, ignore_errors=True)
         detail = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
@@ -107,11 +100,9 @@ def read_coreml(path: Path, *, size: int, shape: Sequence[int]) -> dict[str, Any
     Raises:
         ExportError: another name, size, type or shape, or a network that does not compute in fp16.
     """
-    with _quiet():
-        import coremltools as ct
-        from coremltools.proto.MIL_pb2 import DataType as MilDataType
+    spec, _ = load_spec(path)
+    from coremltools.proto.MIL_pb2 import DataType as MilDataType
 
-        spec = ct.models.MLModel(str(path), skip_model_load=True).get_spec()
     inputs, outputs = list(spec.description.input), list(spec.description.output)
     image = inputs[0].type.imageType
     array = outputs[0].type.multiArrayType
@@ -142,39 +133,3 @@ def read_coreml(path: Path, *, size: int, shape: Sequence[int]) -> dict[str, Any
         "output": f"{OUTPUT_NAME}: float16 {list(shape)}",
         "operators": dict(sorted(operators.items())),
     }
-
-
-def predict_coreml(path: Path, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]] | None:
-    """Run the saved package where Core ML runs.
-
-    Args:
-        path: the .mlpackage.
-        pictures: [S, S, 3] uint8 each, already resized and cropped.
-
-    Returns:
-        [L, D] each; None where Core ML does not predict (anything but macOS).
-    """
-    if platform.system() != "Darwin":
-        return None
-    import coremltools as ct
-    from PIL import Image
-
-    model = ct.models.MLModel(str(path))
-    return [
-        np.asarray(model.predict({INPUT_NAME: Image.fromarray(picture)})[OUTPUT_NAME], dtype=np.float32)
-        for picture in pictures
-    ]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep coremltools' progress bars and version hints from the command's output."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -27,27 +27,49 @@ from asymcir_export.onnx_writer import IR_VERSION, OPSET, to_onnx
 INPUT_NAME = "pixels"
 OUTPUT_NAME = "sentence_tokens"
 _NORMALISED = "normalised_pixels"
+PREPROCESSING_PREFIX = "preprocess_"
+"""Of the names of all nodes before the network."""
+
 _PREFIX = "encoder_"
 _CUBIC_A = -0.5  # Pillow's; ONNX's default is -0.75
 
 
 def build_device_graph(encoder: nn.Module, preprocessing: Preprocessing, example: Tensor) -> ModelProto:
-    """Put preprocessing and light encoder into one graph.
+    """Put preprocessing and light encoder into one graph; see `build_network_graph` and `join_preprocessing`."""
+    return join_preprocessing(build_network_graph(encoder, example), preprocessing)
+
+
+def build_network_graph(encoder: nn.Module, example: Tensor) -> ModelProto:
+    """Convert the light encoder alone.
 
     Args:
         encoder: [1, 3, S, S] normalised -> sentence tokens [1, L, D], in eval mode.
-        preprocessing: what the encoder was trained with.
         example: [1, 3, S, S], float32.
+
+    Returns:
+        The graph: `normalised_pixels` [1, 3, S, S] -> `tokens` [1, L, D].
+
+    Raises:
+        ExportError: the encoder cannot be converted.
+    """
+    return to_onnx(encoder, {_NORMALISED: example}, outputs=["tokens"], axes={})
+
+
+def join_preprocessing(network: ModelProto, preprocessing: Preprocessing) -> ModelProto:
+    """Put the preprocessing before a network.
+
+    Args:
+        network: from `build_network_graph`, in any precision, its input and output float32.
+        preprocessing: what the encoder was trained with.
 
     Returns:
         The graph: `pixels` uint8 [height, width, 3], any size -> `sentence_tokens` float32 [L, D].
 
     Raises:
-        ExportError: the encoder cannot be converted, or gives another shape.
+        ExportError: the network gives another shape.
     """
-    core = to_onnx(encoder, {_NORMALISED: example}, outputs=["tokens"], axes={})
     front = build_preprocessing_graph(preprocessing)
-    core = onnx.compose.add_prefix(core, _PREFIX)
+    core = onnx.compose.add_prefix(network, _PREFIX)
     model: ModelProto = onnx.compose.merge_models(front, core, io_map=[(_NORMALISED, f"{_PREFIX}{_NORMALISED}")])
     shape = [axis.dim_value for axis in model.graph.output[0].type.tensor_type.shape.dim]
     if len(shape) != 3 or shape[0] != 1 or 0 in shape:
@@ -57,6 +79,9 @@ def build_device_graph(encoder: nn.Module, preprocessing: Preprocessing, example
     model.graph.node.append(helper.make_node("Squeeze", [f"{_PREFIX}tokens", axes.name], [OUTPUT_NAME]))
     del model.graph.output[:]
     model.graph.output.append(helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, shape[1:]))
+    opsets = {opset.domain: opset.version for opset in model.opset_import}
+    del model.opset_import[:]  # merging lists the same set twice, which ONNX Runtime's quantiser refuses
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in opsets.items())
     model.graph.name = "asymcir"
     model.producer_name, model.producer_version = "asymcir", ""
     return model
@@ -111,12 +136,12 @@ class _Graph:
         self._constants: list[TensorProto] = []
 
     def constant(self, values: ArrayLike, dtype: DTypeLike = np.int64) -> str:
-        name = f"preprocess_constant_{len(self._constants)}"
+        name = f"{PREPROCESSING_PREFIX}constant_{len(self._constants)}"
         self._constants.append(numpy_helper.from_array(np.asarray(values, dtype=dtype), name))
         return name
 
     def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        name = output or f"preprocess_{len(self._nodes)}"
+        name = output or f"{PREPROCESSING_PREFIX}{len(self._nodes)}"
         self._nodes.append(helper.make_node(kind, list(inputs), [name], name=f"{name}_{kind}", **attributes))
         return name
 

@@ -3,6 +3,7 @@
 AsymcirError                 asymcir_protos: one line that a user can act on
 └── ExportError              an artefact that cannot be written, or was written and is not what it was made from
     ├── ParityError          an artefact answers otherwise than the model it was made from
+    ├── NotVerifiedError     an artefact holds something that the check cannot evaluate, so it does not pass
     └── TokenizerError       a tokenizer that cannot be written as `tokenizer.json`, or gives other ids there
 
 Whatever is raised, no bundle is left behind.
@@ -17,6 +18,17 @@ class ExportError(AsymcirError):
 
 class ParityError(ExportError):
     """An exported model differs from its PyTorch original by more than its threshold."""
+
+
+class NotVerifiedError(ExportError):
+    """A Core ML package holds something that its check cannot evaluate.
+
+    Args:
+        what: the operator's name, and in brackets what about it is unknown.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"not verified: {what}; the Core ML check does not know it, so the package does not pass")
 
 
 class TokenizerError(ExportError):

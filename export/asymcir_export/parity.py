@@ -22,8 +22,8 @@ from asymcir_server.visual import VisualEncoder
 from asymcir_training import Foundation, LightEncoder, UnionHead, normalise_pixels
 from numpy.typing import NDArray
 
-from asymcir_export.coreml_writer import NOT_VERIFIED, predict_coreml
-from asymcir_export.errors import ExportError, ParityError
+from asymcir_export.agreement import Thresholds, check_agreement
+from asymcir_export.errors import ExportError
 from asymcir_export.lean import STORAGES, WeightStorage
 
 MIN_COSINE: Mapping[str, float] = {"fp32": 0.999, "fp16": 0.999, "int8": 0.995, "int4": 0.97}
@@ -39,9 +39,6 @@ What all outputs have in common (sentence tokens lie around the mean word) can h
 of a convolution's weights turned over, one encoder's tokens kept a mean cosine of 0.9991, at 2.7 times their spread.
 Measured on sound exports of trained models: up to 0.02 for fp32 and fp16, 0.08 for int8.
 """
-
-COREML_MIN_COSINE = 0.99
-"""Of the Core ML package, which computes in fp16; the Neural Engine accumulates in it too."""
 
 PARITY_PICTURES = 32
 """Pictures taken from the folder, evenly spaced in the order of their names."""
@@ -116,38 +113,23 @@ def check_parity(
         ParityError: another shape, a value that is not finite, a cosine below its threshold, or an error
             above its own.
     """
-    if expected.shape != found.shape:
-        raise ParityError(f"{name}: the exported model gives {list(found.shape)}, the original {list(expected.shape)}")
-    a = expected.reshape(-1, expected.shape[-1]).astype(np.float64)
-    b = found.reshape(-1, found.shape[-1]).astype(np.float64)
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ParityError(f"{name}: expected finite values, got NaN or infinity")
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines = (a * b).sum(axis=1) / np.maximum(norms, 1e-12)  # [vectors]
-    spread = float(np.sqrt(np.mean((expected - expected.mean(axis=0)) ** 2)))
-    error = float(np.sqrt(np.mean((a - b) ** 2)))
-    record = {
-        "vectors": len(a),
-        "max_abs_difference": float(np.abs(a - b).max()),
-        "cosine_min": float(cosines.min()),
-        "cosine_mean": float(cosines.mean()),
-        "error_to_spread": error / max(spread, 1e-12),
-        "weight_storage": storage,
-        "thresholds": [MIN_COSINE[storage], MEAN_COSINE[storage], MAX_ERROR_TO_SPREAD[storage]],
-    }
-    if (
-        record["cosine_min"] < MIN_COSINE[storage]
-        or record["cosine_mean"] < MEAN_COSINE[storage]
-        or record["error_to_spread"] > MAX_ERROR_TO_SPREAD[storage]
-    ):
-        raise ParityError(
-            f"{name}: the exported model differs from its original by more than {storage} weights may: cosine min "
-            f"{record['cosine_min']:.5f} (at least {MIN_COSINE[storage]}), mean {record['cosine_mean']:.5f} (at least "
-            f"{MEAN_COSINE[storage]}), error to spread {record['error_to_spread']:.3f} (at most "
-            f"{MAX_ERROR_TO_SPREAD[storage]}), max abs difference {record['max_abs_difference']:.3g} over {len(a)} "
-            "vectors; nothing was written"
-        )
-    return record
+    thresholds = Thresholds(
+        cosine_min=MIN_COSINE[storage], cosine_mean=MEAN_COSINE[storage], error_to_spread=MAX_ERROR_TO_SPREAD[storage]
+    )
+    record = check_agreement(name, expected, found, thresholds=thresholds, allowance=f"{storage} weights")
+    return {**record, "weight_storage": storage}
+
+
+def encode_original(encoder: LightEncoder, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Run PyTorch's encoder over pictures of any size, prepared as in training: [b, L, D]."""
+    spec = encoder.preprocessing
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(pictures), _BATCH):
+            squares = [preprocess(picture, spec) for picture in pictures[start : start + _BATCH]]
+            parts.append(encoder(_normalise(np.stack(squares), spec)))
+    result: NDArray[np.float32] = torch.cat(parts).numpy()
+    return result
 
 
 def check_device_parity(
@@ -169,17 +151,13 @@ def check_device_parity(
     """
     query_encoder = QueryEncoder(DeviceBundle.load(folder))
     squares = [preprocess(picture, encoder.preprocessing) for picture in pictures]
-    expected = _run_torch(encoder, squares, encoder.preprocessing)  # [b, L, D]
+    expected = encode_original(encoder, pictures)  # [b, L, D]
     prepared = np.stack([query_encoder.encode_image(square) for square in squares])  # resizing them changes nothing
     found = np.stack([query_encoder.encode_image(picture) for picture in pictures])
     parity: dict[str, Any] = {
         "sentence_tokens": check_parity("sentence_tokens", expected, prepared, storage=storage),
         "sentence_tokens_resized": check_parity("sentence_tokens_resized", expected, found, storage=storage),
     }
-    package = folder / "encoder.mlpackage"
-    if package.exists():
-        predicted = predict_coreml(package, squares)
-        parity["coreml"] = NOT_VERIFIED if predicted is None else _check_coreml(expected, np.stack(predicted))
     return parity
 
 
@@ -258,23 +236,6 @@ def _check_text(text_encoder: TextEncoder, foundation: Foundation, *, storage: W
 def _fits(foundation: Foundation, modifier: str) -> bool:
     """Whether a modifier leaves room for the template and six sentence tokens (it does not in a very short context)."""
     return len(foundation.tokenize(modifier)) + 16 <= foundation.context_length
-
-
-def _check_coreml(expected: NDArray[np.float32], found: NDArray[np.float32]) -> dict[str, Any]:
-    a, b = (array.reshape(-1, array.shape[-1]).astype(np.float64) for array in (expected, found))
-    cosines = (a * b).sum(axis=1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
-    if not cosines.min() >= COREML_MIN_COSINE:
-        raise ParityError(
-            f"coreml: cosine min {cosines.min():.5f}, expected at least {COREML_MIN_COSINE}; nothing was written"
-        )
-    return {"vectors": len(a), "cosine_min": float(cosines.min()), "cosine_mean": float(cosines.mean())}
-
-
-def _run_torch(encoder: LightEncoder, squares: Sequence[NDArray[np.uint8]], spec: Preprocessing) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        parts = [encoder(_normalise(np.stack(squares[i : i + _BATCH]), spec)) for i in range(0, len(squares), _BATCH)]
-    result: NDArray[np.float32] = torch.cat(parts).numpy()
-    return result
 
 
 def _normalise(squares: NDArray[np.uint8], spec: Preprocessing) -> torch.Tensor:

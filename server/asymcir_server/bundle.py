@@ -151,7 +151,7 @@ class ServerBundle:
         """Open the text encoder; returns it and the names of the inputs that it declares."""
         with self._lock:
             if self._text_session is None:
-                session = open_session(self.folder / self.text.file, threads=self.threads)
+                session = open_session(self.folder / self.text.file, threads=self.threads, convolutional=False)
                 names = check_signature(
                     session,
                     self.folder / self.text.file,

@@ -32,14 +32,25 @@ def make_session_options(threads: int = 0) -> ort.SessionOptions:
     return options
 
 
-def open_session(path: Path, *, threads: int = 0) -> ort.InferenceSession:
+def open_session(path: Path, *, threads: int = 0, convolutional: bool = True) -> ort.InferenceSession:
     """Open one ONNX file on the CPU.
+
+    Args:
+        path: the file.
+        threads: see `make_session_options`.
+        convolutional: False leaves out the layout of convolutions, which a text tower has none of: with it, ONNX
+            Runtime 1.31 crashes the process when it opens a transformer in fp16.
 
     Raises:
         BundleError: ONNX Runtime cannot load it.
     """
     try:
-        return ort.InferenceSession(str(path), make_session_options(threads), providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            str(path),
+            make_session_options(threads),
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=[] if convolutional else ["NchwcTransformer"],
+        )
     except Exception as exc:  # ONNX Runtime's own exceptions share no root but Exception
         detail = (str(exc).splitlines() or [type(exc).__name__])[0]
         raise BundleError(

@@ -211,5 +211,5 @@ def test_help_imports_no_runtime() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for name in ("encode", "query", "describe", "serve", "gallery", "train", "export", "eval", "demo"):
+    for name in ("encode", "query", "describe", "selftest", "serve", "gallery", "train", "export", "eval", "demo"):
         assert f"\n    {name} " in done.stdout

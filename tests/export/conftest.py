@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asymcir_export import write_coreml
 from asymcir_protos import Preprocessing
 from asymcir_training import Foundation, LightEncoder, UnionHead, load_foundation
 from PIL import Image
@@ -32,6 +33,13 @@ def light_encoder() -> LightEncoder:
     encoder = LightEncoder("mobilenetv3_small_050", word_width=WORD_WIDTH, width=64, preprocessing=spec)
     calibrate(encoder, 64)
     return encoder.eval()
+
+
+@pytest.fixture(scope="session")
+def coreml_package(tmp_path_factory: pytest.TempPathFactory, light_encoder: LightEncoder) -> Path:
+    path = tmp_path_factory.mktemp("coreml") / "encoder.mlpackage"
+    write_coreml(light_encoder, light_encoder.preprocessing, path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,15 @@ SOURCES = [{"name": "tests", "licence": "Apache-2.0", "url": "https://example.or
 @pytest.fixture(scope="module")
 def device_bundle(tmp_path_factory: pytest.TempPathFactory, light_encoder: LightEncoder, pictures: Path) -> Path:
     out = tmp_path_factory.mktemp("device") / "bundle"
-    export_device_bundle(light_encoder, out, word_space="ab" * 32, foundation="f", pictures=pictures, sources=SOURCES)
+    export_device_bundle(
+        light_encoder,
+        out,
+        word_space="ab" * 32,
+        foundation="f",
+        pictures=pictures,
+        variants=["coreml-fp16", "fp32-ort", "fp16", "int8"],
+        sources=SOURCES,
+    )
     return out
 
 
@@ -35,13 +43,24 @@ def test_the_device_bundle_describes_itself(device_bundle: Path) -> None:
     manifest = read_manifest(device_bundle, format=DEVICE_BUNDLE)
     assert manifest.properties["sentence_length"] == 6
     assert manifest.properties["word_width"] == 48
-    assert manifest.properties["encoders"] == {"fp32": "encoder.onnx"}
+    assert manifest.properties["encoders"] == {
+        "fp32": "encoder.onnx",
+        "fp16": "encoder.fp16.onnx",
+        "fp32-ort": "encoder.ort",
+    }
+    assert manifest.properties["coreml"] == {"coreml-fp16": "encoder.mlpackage"}
+    variants = manifest.properties["variants"]
+    assert list(variants) == ["fp32", "fp16", "int8", "fp32-ort", "coreml-fp16"]
+    assert variants["int8"]["status"] == "absent" and "16 or more pictures" in variants["int8"]["reason"]
+    for name in ("fp32", "fp16", "fp32-ort", "coreml-fp16"):
+        assert variants[name]["status"] == "kept" and variants[name]["cosine_min"] > 0.999, name
+    assert variants["coreml-fp16"]["package"]["operators"]["conv"] > 10
+    report = (device_bundle / manifest.properties["report"]).read_text()
+    assert "<svg" in report and "16 or more pictures" in report and "http" not in report.replace("http-equiv", "")
     assert manifest.properties["weight_storage"] == "fp32"
-    assert manifest.properties["coreml"]["operators"]["conv"] > 10
     assert manifest.sources == SOURCES
     assert manifest.parity["sentence_tokens"]["cosine_min"] > 0.99999
     assert manifest.parity["sentence_tokens_resized"]["cosine_min"] > 0.999
-    assert "not verified" in manifest.parity["coreml"] or manifest.parity["coreml"]["cosine_min"] > 0.99
     assert [path.name for path in device_bundle.parent.iterdir()] == ["bundle"]
 
 
@@ -57,6 +76,15 @@ def test_the_device_encoder_reads_pictures_of_any_size(device_bundle: Path, ligh
         found = encoder.encode_image(picture)
         cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
         assert cosines.min() > 0.995, (height, width)
+
+
+def test_every_encoder_of_the_bundle_opens_on_the_device(device_bundle: Path) -> None:
+    bundle = DeviceBundle.load(device_bundle)
+    picture = np.random.default_rng(0).integers(0, 256, (70, 50, 3), dtype=np.uint8)
+    expected = QueryEncoder(bundle).encode_image(picture)
+    for precision in bundle.encoders:
+        found = QueryEncoder(bundle, precision=precision).encode_image(picture)
+        np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
 
 
 def test_the_causal_server_bundle_describes_itself(causal_bundle: Path, causal_foundation: Foundation) -> None:
@@ -100,7 +128,7 @@ def test_an_existing_output_is_refused_without_force(
 ) -> None:
     def export(out: Path, *, force: bool) -> None:
         export_device_bundle(
-            light_encoder, out, word_space="cd" * 32, foundation="f", pictures=pictures, coreml=False, force=force
+            light_encoder, out, word_space="cd" * 32, foundation="f", pictures=pictures, variants=(), force=force
         )
 
     before = (device_bundle / "manifest.json").read_bytes()
@@ -127,3 +155,19 @@ def test_a_union_head_of_another_width_is_refused(
 def test_too_few_pictures_are_refused(tmp_path: Path, light_encoder: LightEncoder) -> None:
     with pytest.raises(ExportError, match="2 or more pictures"):
         export_device_bundle(light_encoder, tmp_path / "b", word_space="a", foundation="f", pictures=tmp_path)
+
+
+@pytest.mark.parametrize("compute", ["fp16", "int8"])
+def test_the_text_tower_computes_in_less(
+    compute: str, tmp_path: Path, causal_foundation: Foundation, union_head: UnionHead, pictures: Path
+) -> None:
+    out = tmp_path / "bundle"
+    export_server_bundle(causal_foundation, union_head, out, pictures=pictures, text_compute=compute)  # type: ignore[arg-type]
+    manifest = read_manifest(out, format=SERVER_BUNDLE)
+    assert manifest.properties["compute"] == {"text_encoder.onnx": compute, "visual_encoder.onnx": "fp32"}
+    texts = ["a", "the same but in blue", "!? " * 9]
+    found = TextEncoder(ServerBundle.load(out)).encode_text(texts)
+    expected = causal_foundation.encode_text(texts).detach().numpy()
+    cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert 0.99 < cosines.min() < 1.0 - 1e-8
+    assert manifest.parity["text_features"]["cosine_min"] < 1.0 - 1e-8

@@ -1,0 +1,89 @@
+"""The tables of the device part: backbones on this machine, and instructions on ARM."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from asymcir_benchmarks.device import LARGE, PEER
+from asymcir_benchmarks.markdown import describe_source, make_table
+
+DEFAULT_BACKBONE = "mobilenetv4_conv_small_050"
+"""What the goals are held to: the smallest that is recommended."""
+
+_HEAD = (
+    "backbone",
+    "M parameters",
+    "GMACs",
+    "fp32, MB",
+    "int8, MB",
+    "Core ML fp16, MB",
+    "fp32, ms",
+    "int8, ms",
+    "int8 against the peer",
+    "share of the int8 peak",
+    "ONNX verified",
+    "Core ML verified",
+)
+_GOALS = (
+    (f"{DEFAULT_BACKBONE}, int8, times faster than the peer", "at least", 20.0),
+    (f"{DEFAULT_BACKBONE}, int8, times faster than {LARGE}", "at least", 400.0),
+    (f"{DEFAULT_BACKBONE}, int8, MB", "at most", 5.0),
+    ("query on the wire, bytes", "at most", 5000.0),
+    (f"{DEFAULT_BACKBONE}, int8, memory over the bare interpreter with numpy, MB", "at most", 120.0),
+)
+
+
+def lay_out_backbones(record: Mapping[str, Any]) -> str:
+    """A row for each backbone, then the peers."""
+    figures = record["figures"]
+    names = [key.removesuffix(", parameters, M") for key in figures if key.endswith(", parameters, M")]
+    rows = [list(_HEAD)]
+    for name in names:
+        keys = (", parameters, M", ", GMACs", ", onnx, MB", ", int8, MB", ", coreml, MB", ", fp32, ms", ", int8, ms")
+        row = [name, *(_number(figures.get(name + key)) for key in keys)]
+        row += [
+            _number(figures.get(f"{name}, int8, times faster than the peer"), "{:.1f}x"),
+            _number(figures.get(f"{name}, int8, share of the int8 peak"), "{:.1%}"),
+            *(_verdict(figures.get(f"{name}, {writer}, verified")) for writer in ("onnx", "coreml")),
+        ]
+        rows.append(row)
+    for peer in (PEER, LARGE):
+        if f"{peer}, fp32, ms" in figures:
+            times = [_number(figures.get(f"{peer}, {precision}, ms")) for precision in ("fp32", "int8")]
+            rows.append([peer, *["-"] * 5, *times, *["-"] * 4])
+    return make_table(rows) + f"\n\n{describe_source(record)}"
+
+
+def lay_out_goals(record: Mapping[str, Any]) -> str:
+    """What the device part is held to."""
+    figures = record["figures"]
+    rows = [["figure", "value", "target", "reached"]]
+    for key, bound, target in _GOALS:
+        if key not in figures:
+            continue
+        value = figures[key]
+        reached = value >= target if bound == "at least" else value <= target
+        rows.append([key, f"{value:,.4g}", f"{bound} {target:g}", "yes" if reached else "**no**"])
+    return make_table(rows) + f"\n\n{describe_source(record)}"
+
+
+def lay_out_arm(record: Mapping[str, Any]) -> str:
+    """A row for each model and precision that was counted."""
+    figures = record["figures"]
+    rows = [["model", "M instructions a query", "peer's / its", "least cosine with x86"]]
+    suffix = ", M instructions"
+    for key, value in figures.items():
+        name = key.removesuffix(suffix)
+        if name == key or ", from " in name:
+            continue
+        ratio = next((figures[found] for found in figures if found.startswith(f"{name}, instructions / ")), None)
+        times = _number(None if not ratio else 1.0 / ratio, "{:.1f}")
+        rows.append([name, f"{value:,.1f}", times, _number(figures.get(f"{name}, ARM to x86, min cosine"), "{:.5f}")])
+    return make_table(rows) + f"\n\n{describe_source(record)}"
+
+
+def _number(value: float | None, form: str = "{:.3g}") -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _verdict(value: float | None) -> str:
+    return {None: "-", 1.0: "yes", 0.0: "**no**"}[value]

@@ -1,0 +1,170 @@
+"""Phone-class backbones through every writer: what each weighs, and whether it comes out as it went in.
+
+    python -m asymcir_export.backbones --out FOLDER --pictures FOLDER
+
+Each is built as a light encoder of random weights (speed, size and parity do not need trained ones), written as ONNX
+fp32, ONNX int8 and Core ML fp16, and compared with PyTorch. `asymcir_benchmarks.device` times what is written here.
+
+int8 of random weights says nothing about accuracy: its files are written for their size and speed.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from asymcir_protos import AsymcirError, Preprocessing, preprocess
+from asymcir_protos.manifest import write_atomically
+from asymcir_training import LightEncoder, normalise_pixels
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from asymcir_export.coreml_check import check_coreml
+from asymcir_export.coreml_variants import package_size_bytes
+from asymcir_export.coreml_writer import write_coreml
+from asymcir_export.device_graph import INPUT_NAME, PREPROCESSING_PREFIX, build_network_graph, join_preprocessing
+from asymcir_export.errors import ExportError
+from asymcir_export.onnx_writer import IR_VERSION, OPSET, write_onnx
+from asymcir_export.parity import encode_original, load_pictures
+from asymcir_export.peers import BACKBONE_SIZE, MOBILECLIP_S0, SENTENCE_LENGTH, WORD_WIDTH, write_peer
+from asymcir_export.quantize import quantize_static_int8
+from asymcir_export.variants import Source, measure_onnx
+
+BACKBONES = (
+    "mobilenetv2_100",
+    "mobilenetv3_small_100",
+    "mobilenetv3_large_100",
+    "mobilenetv4_conv_small",
+    "mobilenetv4_conv_small_050",
+    "tf_efficientnet_lite0",
+    "efficientnet_b0",
+    "repvit_m0_9",
+    "fastvit_t8",
+    "mobilevitv2_050",
+    "tiny_vit_5m_224",
+)
+FACTS_FILE = "backbones.json"
+TOKEN_LEARNER_WIDTH = 256
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_COREML_PICTURES = 4
+_SEED = 0
+_LOG = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write every backbone that is not there yet, and what was found."""
+    parser = argparse.ArgumentParser(prog="python -m asymcir_export.backbones", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="a folder for each backbone is written below it")
+    parser.add_argument("--pictures", type=Path, required=True, help="to compare and to calibrate int8 on")
+    parser.add_argument("--backbone", action="append", help=f"timm backbone (default: {', '.join(BACKBONES)})")
+    parser.add_argument("--size", type=int, default=BACKBONE_SIZE, help="of their pictures (default: %(default)s)")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    _LOG.setLevel(logging.INFO)
+    try:
+        pictures = load_pictures(args.pictures)
+        args.out.mkdir(parents=True, exist_ok=True)
+        if not (args.out / f"{MOBILECLIP_S0.file}.int8.onnx").is_file():
+            write_peer(MOBILECLIP_S0, args.out, pictures)
+        write_int8_product(args.out / "int8-product.onnx")
+        for name in args.backbone or BACKBONES:
+            done = args.out / name / FACTS_FILE
+            if not done.is_file():
+                facts = write_backbone(name, args.out / name, pictures, size=args.size)
+                write_atomically(done, json.dumps(facts, indent=2) + "\n")
+            _LOG.info("%s: %s", name, json.loads(done.read_text(encoding="utf-8")))
+    except AsymcirError as exc:
+        print(f"error: {exc}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def write_backbone(name: str, folder: Path, pictures: Sequence[NDArray[np.uint8]], *, size: int) -> dict[str, Any]:
+    """Write `encoder.onnx`, `encoder.int8.onnx` and `encoder.mlpackage` of one backbone.
+
+    Args:
+        name: timm backbone.
+        folder: to write to.
+        pictures: [h, w, 3] uint8 each, any size.
+        size: S.
+
+    Returns:
+        `parameters`, `size`, `width` of the token learner, and by writer ("onnx", "int8", "coreml") `verified` or the
+        reason why not, and `size_mb`.
+
+    Raises:
+        FoundationError: timm has no such backbone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(_SEED)
+    spec = Preprocessing(size=size, interpolation="bilinear", mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
+    encoder = LightEncoder(
+        name, sentence_length=SENTENCE_LENGTH, word_width=WORD_WIDTH, width=TOKEN_LEARNER_WIDTH, preprocessing=spec
+    )
+    squares = [preprocess(picture, spec) for picture in pictures]
+    set_batch_statistics(encoder, squares)
+    facts: dict[str, Any] = {
+        "parameters": sum(value.numel() for value in encoder.parameters()),
+        "size": size,
+        "width": TOKEN_LEARNER_WIDTH,
+    }
+    try:
+        network = build_network_graph(encoder, torch.zeros(1, 3, size, size))
+        write_onnx(join_preprocessing(network, spec), folder / "encoder.onnx")
+        expected = encode_original(encoder, squares)
+        source = Source(encoder=encoder, network=network, compared=squares, expected=expected, calibration=pictures)
+        record = measure_onnx(folder / "encoder.onnx", source, "fp32")
+        facts["onnx"] = {"verified": True, "cosine_min": record["cosine_min"], "size_mb": record["size_mb"]}
+        graph = join_preprocessing(network, spec)
+        int8 = quantize_static_int8(graph, INPUT_NAME, pictures, keep_float=[PREPROCESSING_PREFIX])
+        write_onnx(int8, folder / "encoder.int8.onnx")
+        facts["int8"] = {"size_mb": (folder / "encoder.int8.onnx").stat().st_size / 1e6}
+    except ExportError as exc:
+        facts["int8" if "onnx" in facts else "onnx"] = {"verified": False, "reason": str(exc)}
+    try:
+        package = folder / "encoder.mlpackage"
+        write_coreml(encoder, spec, package)
+        record = check_coreml(package, encoder, spec, squares[:_COREML_PICTURES])
+        facts["coreml"] = {
+            "verified": True,
+            "cosine_min": record["cosine_min"],
+            "size_mb": package_size_bytes(package) / 1e6,
+        }
+    except ExportError as exc:
+        facts["coreml"] = {"verified": False, "reason": str(exc)}
+    return facts
+
+
+def write_int8_product(path: Path) -> None:
+    """Write a dense int8 product, [512, 1024] by constant [1024, 1024]: what a machine's int8 peak is measured with."""
+    weight = np.random.default_rng(_SEED).integers(-127, 128, (1024, 1024)).astype(np.int8)
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["rows", "weight"], ["product"])],
+        "int8-product",
+        [helper.make_tensor_value_info("rows", TensorProto.UINT8, [512, 1024])],
+        [helper.make_tensor_value_info("product", TensorProto.INT32, [512, 1024])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    write_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION), path)
+
+
+@torch.no_grad()
+def set_batch_statistics(encoder: LightEncoder, squares: Sequence[NDArray[np.uint8]]) -> None:
+    """Give the batch norms of a random network the statistics of real pictures; without, activations die or explode."""
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # the plain mean over all batches
+    encoder.train()
+    for start in range(0, len(squares), 8):
+        encoder(normalise_pixels(torch.from_numpy(np.stack(squares[start : start + 8])), encoder.preprocessing))
+    encoder.eval()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""Graphs that compute in lower precision, and the format that phones load without a parser.
+
+Unlike lean.py, which only stores weights smaller, these change what is computed, so each has to pass its gate
+(variants.py). int8 is static: activations get their ranges from real pictures, weights a scale per output channel, and
+QuantizeLinear / DequantizeLinear pairs (QDQ) say so in standard operators. The quantiser is ONNX Runtime's own.
+"""
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, numpy_helper
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+from asymcir_export.bias_correction import correct_biases
+from asymcir_export.errors import ExportError
+from asymcir_export.lean import WeightStorage
+
+QUANTIZED_OPERATORS = ("Conv", "MatMul", "Gemm", "Add", "Clip")
+"""Static int8. Sums and clipped activations belong to it: an 8-bit sum beside a float one is converted twice, and with
+ranges taken before the clip instead of after it EfficientNet-Lite0's tokens were more than twice as far off."""
+
+Compute = Literal["fp32", "fp16", "int8"]
+COMPUTES: tuple[Compute, ...] = ("fp32", "fp16", "int8")
+
+TOLERANCE: Mapping[Compute, WeightStorage] = {"fp32": "fp32", "fp16": "fp16", "int8": "int4"}
+"""What a tower computes in -> the weight storage whose parity thresholds hold: 8-bit activations are off by about as
+much as 4-bit weights."""
+
+DYNAMIC_OPERATORS = ("MatMul", "Gemm")
+MIN_CALIBRATION_PICTURES = 16
+_FP16_MAX = float(np.finfo(np.float16).max)
+
+
+def set_compute(
+    model: ModelProto, compute: Compute, *, input_name: str = "", samples: Sequence[NDArray[Any]] = ()
+) -> ModelProto:
+    """Make a tower of the server compute in fp32 (as it is), fp16 or int8.
+
+    int8 is dynamic for a transformer, static for a convolutional network.
+
+    Args:
+        model: float32.
+        compute: one of COMPUTES.
+        input_name, samples: to calibrate static int8 on.
+
+    Raises:
+        ExportError: the graph cannot be converted, or too few samples.
+    """
+    if compute == "fp32":
+        return model
+    if compute == "fp16":
+        return to_fp16(model)
+    if compute != "int8":
+        raise ExportError(f"expected a tower to compute in one of {list(COMPUTES)}, got {compute!r}")
+    if _count_convolutions(model) > 1:
+        return quantize_static_int8(correct_biases(model, input_name, samples), input_name, samples)
+    return quantize_dynamic_int8(model)
+
+
+def quantize_static_int8(
+    model: ModelProto, input_name: str, samples: Sequence[NDArray[Any]], *, keep_float: Sequence[str] = ()
+) -> ModelProto:
+    """Quantise a graph to static int8, QDQ, with a weight scale per output channel.
+
+    Args:
+        model: float32.
+        input_name: its one input.
+        samples: real inputs that show the ranges of the activations.
+        keep_float: prefixes of the names of nodes that stay as they are.
+
+    Raises:
+        ExportError: too few samples, or ONNX Runtime's quantiser cannot take the graph.
+    """
+    if len(samples) < MIN_CALIBRATION_PICTURES:
+        raise ExportError(
+            f"static int8 needs {MIN_CALIBRATION_PICTURES} or more pictures to calibrate on, got {len(samples)}: "
+            "pass a folder with more of the pictures that the app will see"
+        )
+    excluded = [node.name for node in model.graph.node if node.name.startswith(tuple(keep_float))] if keep_float else []
+    with tempfile.TemporaryDirectory() as name, _quiet():
+        source, target = Path(name, "float.onnx"), Path(name, "int8.onnx")
+        onnx.save_model(model, source)
+        try:
+            quantize_static(
+                str(source),
+                str(target),
+                _Samples(input_name, samples),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTIZED_OPERATORS),
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=excluded,
+                calibrate_method=CalibrationMethod.MinMax,
+            )
+            return onnx.load_model(target)
+        except Exception as exc:  # the quantiser's errors share no base
+            raise ExportError(f"ONNX Runtime cannot quantise the graph: {_first_line(exc)}") from exc
+
+
+def quantize_dynamic_int8(model: ModelProto) -> ModelProto:
+    """Quantise the matrix products of a text tower to int8; activations get their ranges at run time.
+
+    Raises:
+        ExportError: the graph is a convolutional network's, or cannot be quantised.
+    """
+    convolutions = _count_convolutions(model)
+    if convolutions > 1:  # one is a vision transformer's patch embedding, which stays float
+        raise ExportError(
+            f"dynamic int8 is refused for a network with {convolutions} convolutions: their activations differ too "
+            "much between channels for a range per tensor taken at run time (a depthwise network fell from 98.8% to "
+            "0.09%, onnx/models#609), and ONNX Runtime runs it at half the speed of float32; use static int8"
+        )
+    with tempfile.TemporaryDirectory() as name, _quiet():
+        source, target = Path(name, "float.onnx"), Path(name, "int8.onnx")
+        plain = ModelProto()
+        plain.CopyFrom(model)
+        del plain.graph.value_info[:]  # shapes of weights that the quantiser turns over would contradict its own
+        onnx.save_model(plain, source, save_as_external_data=_is_large(model))
+        try:
+            quantize_dynamic(
+                str(source),
+                str(target),
+                op_types_to_quantize=list(DYNAMIC_OPERATORS),
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=_is_large(model),
+            )
+            return onnx.load_model(target)
+        except Exception as exc:  # the quantiser's errors share no base
+            raise ExportError(f"ONNX Runtime cannot quantise the graph: {_first_line(exc)}") from exc
+
+
+def to_fp16(model: ModelProto) -> ModelProto:
+    """Make a graph compute in fp16; inputs and outputs keep their types.
+
+    Raises:
+        ExportError: a weight above what fp16 can hold, or a graph that cannot be converted.
+    """
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor)
+            largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))  # a causal mask holds -inf
+            if largest > _FP16_MAX:
+                raise ExportError(
+                    f"the graph cannot be made fp16: {tensor.name} holds {largest:.3g}, fp16 ends at {_FP16_MAX:.0f}"
+                )
+    copied = ModelProto()
+    copied.CopyFrom(model)
+    try:
+        with _quiet():
+            half: ModelProto = convert_float_to_float16(copied, keep_io_types=True, max_finite_val=_FP16_MAX)
+            OnnxModel(half).topological_sort()  # the converter appends the casts of inputs at the end
+    except Exception as exc:  # the converter's errors share no base
+        raise ExportError(f"the graph cannot be made fp16: {_first_line(exc)}") from exc
+    return half
+
+
+def write_ort(source: Path, target: Path) -> None:
+    """Write an ONNX file in ONNX Runtime's own format, which builds without an ONNX parser load (Android, iOS).
+
+    Only optimisations that hold on every CPU are baked in.
+
+    Raises:
+        ExportError: ONNX Runtime cannot open or save the graph.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(target)
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    try:
+        ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # ONNX Runtime's errors have no common base
+        raise ExportError(f"ONNX Runtime cannot write {target.name}: {_first_line(exc)}") from exc
+
+
+class _Samples(CalibrationDataReader):  # type: ignore[misc]
+    """Hands one sample after the other to the calibration."""
+
+    def __init__(self, input_name: str, samples: Sequence[NDArray[Any]]) -> None:
+        self._input_name = input_name
+        self._samples = iter(samples)
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        """Return the next feed, None at the end."""
+        sample = next(self._samples, None)
+        return None if sample is None else {self._input_name: np.ascontiguousarray(sample)}
+
+
+def _count_convolutions(model: ModelProto) -> int:
+    """Count convolutions whose kernel has more than one place, or whose weights are not there to tell."""
+    shapes = {tensor.name: list(tensor.dims)[2:] for tensor in model.graph.initializer}
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    return sum(any(side > 1 for side in shapes.get(node.input[1], [2])) for node in convolutions)
+
+
+def _is_large(model: ModelProto) -> bool:
+    return bool(model.ByteSize() > 1_900_000_000)
+
+
+def _first_line(exc: Exception) -> str:
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantiser's progress and its hints from the command's output."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
