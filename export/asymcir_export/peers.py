@@ -50,23 +50,26 @@ class Peer:
         file: stem of its ONNX files.
         timm_name: its architecture.
         size: side of the square that it takes, pixels.
+        width: E, of its embedding.
         mean, std: how its pixels are normalised, of [0, 1].
     """
 
     file: str
     timm_name: str
     size: int
+    width: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
 MOBILECLIP_S0 = Peer(
-    file="mobileclip-s0", timm_name="fastvit_mci0", size=256, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+    file="mobileclip-s0", timm_name="fastvit_mci0", size=256, width=512, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
 )
 VIT_L14 = Peer(
     file="vit-l14",
     timm_name="vit_large_patch14_clip_224",
     size=224,
+    width=768,
     mean=(0.48145466, 0.4578275, 0.40821073),
     std=(0.26862954, 0.26130258, 0.27577711),
 )
@@ -114,7 +117,7 @@ def write_peer(peer: Peer, folder: Path, pictures: Sequence[NDArray[np.uint8]] =
         ExportError: it cannot be converted or quantised.
     """
     torch.manual_seed(_SEED)
-    tower = reparameterize_model(timm.create_model(peer.timm_name, pretrained=False).eval())
+    tower = reparameterize_model(timm.create_model(peer.timm_name, pretrained=False, num_classes=peer.width).eval())
     model = to_onnx(tower, {_TENSOR: torch.zeros(1, 3, peer.size, peer.size)}, outputs=["embedding"], axes={})
     spec = Preprocessing(size=peer.size, interpolation="bilinear", mean=peer.mean, std=peer.std)
     return _write_both(model, folder / peer.file, _TENSOR, [_prepare(picture, spec) for picture in pictures])

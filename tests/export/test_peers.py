@@ -40,11 +40,11 @@ def _pixels(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def test_a_peer_is_its_module_with_merged_branches(tmp_path: Path, pictures: list[NDArray[np.uint8]]) -> None:
-    peer = Peer(file="peer", timm_name="repghostnet_050", size=SIZE, mean=MEAN, std=STD)
+    peer = Peer(file="peer", timm_name="repghostnet_050", size=SIZE, width=16, mean=MEAN, std=STD)
     fp32, int8 = write_peer(peer, tmp_path, pictures)
     assert (fp32.name, int8.name) == ("peer.onnx", "peer.int8.onnx")
     torch.manual_seed(0)
-    module = timm.create_model(peer.timm_name, pretrained=False).eval()
+    module = timm.create_model(peer.timm_name, pretrained=False, num_classes=16).eval()
     pixels = _pixels(pictures[0])
     with torch.no_grad():
         expected = module(torch.from_numpy(pixels)).numpy()

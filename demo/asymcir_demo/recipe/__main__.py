@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="intermediate results, checkpoints and logs")
     parser.add_argument("--out", type=Path, required=True, help="the assets")
     parser.add_argument("--align-epochs", type=int, default=13)
-    parser.add_argument("--distil-epochs", type=int, default=6)
+    parser.add_argument("--distil-epochs", type=int, default=4)
     parser.add_argument("--union-epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figures", type=Path, help="write what was measured here as JSON")

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from asymcir_demo.recipe import FOUNDATION_NAME
 from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, TRAINED_STYLES, Concept
 from asymcir_demo.recipe.foundation import (
-    ALIGNMENT,
     BACKBONE,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -31,14 +30,8 @@ from asymcir_demo.recipe.foundation import (
 from asymcir_demo.recipe.render import load_style
 from asymcir_demo.recipe.splits import drawn_alike
 
-DISTILLATION = DistilConfig(
-    lar_weight=0.5,
-    frozen=ALIGNMENT.frozen,
-    mix_after=ALIGNMENT.mix_after,
-    mix_share=ALIGNMENT.mix_share,
-    augmentation=ALIGNMENT.augmentation,
-)
-"""See training/RESULTS.md."""
+DISTILLATION = DistilConfig()
+"""Chosen on the dev split; see training/RESULTS.md."""
 SENTENCE_LENGTH = 6
 TOKEN_LEARNER_WIDTH = 256
 PREPROCESSING = Preprocessing(size=SIZE, interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -129,7 +122,7 @@ def distil_student(
         foundation,
         pictures=arrays,
         teacher=teacher,
-        patches=embed_patches(foundation, arrays),
+        patches=embed_patches(foundation, arrays) if DISTILLATION.lar_weight else None,
         phrases=phrases,
         modifiers=modifiers,
         config=DISTILLATION,
