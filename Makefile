@@ -68,8 +68,8 @@ bench-device: $(DEV)/ready  ## Write and time phone-class backbones beside Mobil
 	  --vit-l14 benchmarks/device/work/vit-l14.onnx --out benchmarks/results/device.json
 	$(DEV)/bin/python -m asymcir_benchmarks.docs
 
-bench-arm: $(DEV)/ready  ## Count the instructions of a query on an emulated ARM machine (needs qemu-user, debootstrap and gcc)
-	scripts/bench-arm $(DEV)/bin
+bench-arm: $(DEV)/ready  ## Count the instructions of a query on an emulated ARM machine (BUNDLE=FOLDER; needs qemu-user, debootstrap, gcc)
+	scripts/bench-arm $(DEV)/bin $(BUNDLE)
 
 clean:  ## Remove the virtual environments and what the demo wrote
 	rm -rf $(DEV) $(DEMO) $(PROTO) demo/out

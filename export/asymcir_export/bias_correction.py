@@ -9,7 +9,7 @@ Source: Nagel et al., Data-Free Quantization, ICCV 2019, section 4.2; the means 
 Notation: O output channels, C input channels, G groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,18 +20,25 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 _INT8_MAX = 127
 
 
-def correct_biases(model: ModelProto, input_name: str, samples: Sequence[NDArray[Any]]) -> ModelProto:
+def correct_biases(
+    model: ModelProto, input_name: str, samples: Sequence[NDArray[Any]], *, keep_float: Collection[str] = ()
+) -> ModelProto:
     """Return the graph with the biases of its convolutions corrected for int8 weights.
 
     Args:
         model: float32, weights as initialisers.
         input_name: its one input.
         samples: real inputs that show the mean activations.
+        keep_float: names of nodes whose weights will not be rounded.
     """
     corrected = ModelProto()
     corrected.CopyFrom(model)
     tensors = {tensor.name: tensor for tensor in corrected.graph.initializer}
-    convolutions = [node for node in corrected.graph.node if node.op_type == "Conv" and node.input[1] in tensors]
+    convolutions = [
+        node
+        for node in corrected.graph.node
+        if node.op_type == "Conv" and node.input[1] in tensors and node.name not in keep_float
+    ]
     means = _mean_inputs(model, input_name, samples, sorted({node.input[0] for node in convolutions}))
     for node in convolutions:
         weight = numpy_helper.to_array(tensors[node.input[1]])  # [O, C / G, ...]

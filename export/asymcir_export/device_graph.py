@@ -114,17 +114,18 @@ def build_preprocessing_graph(spec: Preprocessing) -> ModelProto:
         coordinate_transformation_mode="half_pixel",
     )
     places = [_Taps(graph, spec, source, target) for source, target in zip(shrunk, resized, strict=True)]
-    picture = graph.op("Slice", picture, places[0].first, places[0].end, one)  # rows that do not matter cost nothing
+    picture = graph.op("Transpose", picture, perm=[0, 3, 1, 2])  # planes: half of what the rest costs on channels last
+    rows = graph.constant([2])
+    picture = graph.op("Slice", picture, places[0].first, places[0].end, rows)  # rows that do not matter cost nothing
     picture = graph.op("Cast", picture, to=TensorProto.FLOAT)
-    picture = places[1].apply(picture, axis=2, start=None)
+    picture = places[1].apply(picture, axis=3, start=None)
     if spec.interpolation == "bicubic":
         picture = _to_grey_levels(graph, picture)  # clips overshoot, as Pillow does after each axis
-    picture = _to_grey_levels(graph, places[0].apply(picture, axis=1, start=places[0].first))  # [1, S, S, 3]
-    scale = 1.0 / (255.0 * np.asarray(spec.std))
-    offset = -np.asarray(spec.mean) / np.asarray(spec.std)
+    picture = _to_grey_levels(graph, places[0].apply(picture, axis=2, start=places[0].first))  # [1, 3, S, S]
+    scale = (1.0 / (255.0 * np.asarray(spec.std))).reshape(1, 3, 1, 1)
+    offset = (-np.asarray(spec.mean) / np.asarray(spec.std)).reshape(1, 3, 1, 1)
     picture = graph.op("Mul", picture, graph.constant(scale, np.float32))
-    picture = graph.op("Add", picture, graph.constant(offset, np.float32))
-    graph.op("Transpose", picture, output=_NORMALISED, perm=[0, 3, 1, 2])
+    graph.op("Add", picture, graph.constant(offset, np.float32), output=_NORMALISED)
     return graph.to_model(spec.size)
 
 
@@ -141,9 +142,10 @@ class _Graph:
         return name
 
     def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        name = output or f"{PREPROCESSING_PREFIX}{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, list(inputs), [name], name=f"{name}_{kind}", **attributes))
-        return name
+        name = f"{PREPROCESSING_PREFIX}{len(self._nodes)}"
+        value = output or name
+        self._nodes.append(helper.make_node(kind, list(inputs), [value], name=f"{name}_{kind}", **attributes))
+        return value
 
     def to_model(self, size: int) -> ModelProto:
         pixels = helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, ["height", "width", 3])
@@ -192,7 +194,7 @@ class _Taps:
         self.end = graph.op("Add", last_index, one)
 
     def apply(self, picture: str, *, axis: int, start: str | None) -> str:
-        """Interpolate one axis of [1, height, width, 3]; `start` was cut off before."""
+        """Interpolate one axis of [1, 3, height, width]; `start` was cut off before."""
         graph = self._graph
         shape = graph.constant([1 if i != axis else -1 for i in range(4)])
         parts = []

@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from asymcir_export.agreement import Thresholds, check_agreement
-from asymcir_export.bias_correction import correct_biases
 from asymcir_export.coreml_check import COREML_THRESHOLDS, check_coreml, evaluate_coreml
 from asymcir_export.coreml_variants import VARIANT_FILES, package_size_bytes, write_coreml_variant
 from asymcir_export.coreml_writer import write_coreml
@@ -249,8 +248,7 @@ def _write(name: str, path: Path, base: Path, source: Source) -> dict[str, Any]:
         write_onnx(join_preprocessing(to_fp16(source.network), source.encoder.preprocessing), path)
     elif name == "int8":
         graph = join_preprocessing(source.network, source.encoder.preprocessing)
-        corrected = correct_biases(graph, INPUT_NAME, source.calibration)
-        quantised = quantize_static_int8(corrected, INPUT_NAME, source.calibration, keep_float=[PREPROCESSING_PREFIX])
+        quantised = quantize_static_int8(graph, INPUT_NAME, source.calibration, keep_float=[PREPROCESSING_PREFIX])
         write_onnx(quantised, path)
     elif name.endswith("-ort"):
         write_ort(base, path)

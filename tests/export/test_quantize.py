@@ -62,6 +62,11 @@ def run(model: ModelProto | Path, picture: NDArray[np.uint8]) -> NDArray[np.floa
     return tokens
 
 
+def find_kernels(model: ModelProto) -> list[TensorProto]:
+    tensors = [tensor for tensor in model.graph.initializer if not tensor.name.startswith(PREPROCESSING_PREFIX)]
+    return [tensor for tensor in tensors if len(tensor.dims) == 4]
+
+
 def error_to_spread(graph: ModelProto, other: ModelProto | Path, samples: list[NDArray[np.uint8]]) -> float:
     expected = np.stack([run(graph, picture) for picture in samples])
     found = np.stack([run(other, picture) for picture in samples])
@@ -78,8 +83,9 @@ def test_static_int8_quantises_the_network_and_not_the_preprocessing(
     )
     assert before == after
     assert "QuantizeLinear" in {node.op_type for node in quantised.graph.node}
-    kernels = [tensor for tensor in quantised.graph.initializer if len(tensor.dims) == 4]
-    assert kernels and all(tensor.data_type == TensorProto.INT8 for tensor in kernels)
+    kernels = find_kernels(quantised)
+    assert [tensor.data_type for tensor in kernels].count(TensorProto.INT8) == 1 == len(kernels) - 2  # first and depthwise: float
+    kernels = [tensor for tensor in kernels if tensor.data_type == TensorProto.INT8]
     scales = {tensor.name: tensor.dims for tensor in quantised.graph.initializer if tensor.name.endswith("_scale")}
     assert any(list(dims) == [kernels[0].dims[0]] for dims in scales.values())  # one per output channel
     assert 0.0 < error_to_spread(graph, quantised, samples) < 0.1
@@ -116,7 +122,7 @@ def test_fp16_computes_in_half_and_keeps_its_interface(
     half = join_preprocessing(to_fp16(network), SPEC)
     assert [value.type for value in half.graph.input] == [value.type for value in graph.graph.input]
     assert [value.type for value in half.graph.output] == [value.type for value in graph.graph.output]
-    kernels = [tensor for tensor in half.graph.initializer if len(tensor.dims) == 4]
+    kernels = find_kernels(half)
     assert kernels and all(tensor.data_type == TensorProto.FLOAT16 for tensor in kernels)
     assert error_to_spread(graph, half, samples[:4]) < 0.05
     network.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array([7e4], dtype=np.float32), "too_large"))
