@@ -81,6 +81,9 @@ def test_static_int8_quantises_the_network_and_not_the_preprocessing(
         sorted(node.op_type for node in model.graph.node if node.name.startswith(PREPROCESSING_PREFIX))
         for model in (graph, quantised)
     )
+    assert before == after
+    assert "QuantizeLinear" in {node.op_type for node in quantised.graph.node}
+    kernels = find_kernels(quantised)
     assert len(kernels) == 3  # the first and the depthwise one behind it stay float
     kernels = [tensor for tensor in kernels if tensor.data_type == TensorProto.INT8]
     assert len(kernels) == 1
