@@ -81,6 +81,22 @@ def lay_out_arm(record: Mapping[str, Any]) -> str:
     return make_table(rows) + f"\n\n{describe_source(record)}"
 
 
+def lay_out_selftest(record: Mapping[str, Any]) -> str:
+    """A row for each encoder of a self-test report."""
+    rows = [["encoder", "least cosine", "mean cosine", "error to spread", "passed"]]
+    for encoder in record["encoders"]:
+        values = [f"{encoder[key]:.5f}" for key in ("cosine_min", "cosine_mean", "error_to_spread")]
+        rows.append(
+            [f"{encoder['precision']} (`{encoder['file']}`)", *values, "yes" if encoder["passed"] else "**no**"]
+        )
+    machine = record["machine"]
+    where = f"{machine['architecture']}{', emulated' if machine['emulated'] else ''}"
+    return (
+        make_table(rows)
+        + f"\n\n`asymcir selftest`, {where}, ONNX Runtime {record['onnxruntime']}, Python {machine['python']}."
+    )
+
+
 def _number(value: float | None, form: str = "{:.3g}") -> str:
     return "-" if value is None else form.format(value)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from asymcir_benchmarks.device_tables import lay_out_arm, lay_out_backbones, lay_out_goals
+from asymcir_benchmarks.device_tables import lay_out_arm, lay_out_backbones, lay_out_goals, lay_out_selftest
 from asymcir_benchmarks.errors import BenchmarkError
 from asymcir_benchmarks.evaluate import CUTS, METHODS
 from asymcir_benchmarks.markdown import describe_source, make_table
@@ -22,7 +22,12 @@ from asymcir_benchmarks.protocol import SKETCH_METHODS, TARGETS
 from asymcir_benchmarks.tables import SKETCH_FIGURES, TARGET_FIGURES
 
 PAGES = (Path("README.md"), Path("demo/README.md"))
-OPTIONAL_PAGES = (Path("training/RESULTS.md"), Path("benchmarks/README.md"), Path("docs/backbones.md"))
+OPTIONAL_PAGES = (
+    Path("training/RESULTS.md"),
+    Path("benchmarks/README.md"),
+    Path("docs/backbones.md"),
+    Path("docs/raspberry-pi.md"),
+)
 """Filled where they are there."""
 RESULTS = Path("benchmarks/results")
 ABLATION_BASELINES = ("picture only", "picture + text", "target's name")
@@ -204,6 +209,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "backbones": ("device.json", lay_out_backbones),
     "device-goals": ("device.json", lay_out_goals),
     "arm": ("arm.json", lay_out_arm),
+    "arm-selftest": ("arm-selftest.json", lay_out_selftest),
     "emojicir-goals": ("emojicir.json", _emojicir_goals),
     "emojicir-sketches": ("emojicir.json", _emojicir_sketches),
     "emojicir-targets": ("emojicir.json", _emojicir_targets),

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asymcir_benchmarks.device import LARGE, PEER, PEER_FILES, main, measure, time_in_turn
-from asymcir_benchmarks.device_tables import lay_out_arm, lay_out_backbones, lay_out_goals
+from asymcir_benchmarks.device_tables import lay_out_arm, lay_out_backbones, lay_out_goals, lay_out_selftest
 from asymcir_benchmarks.errors import BenchmarkError
 from asymcir_export.backbones import FACTS_FILE, write_int8_product
 from onnx import ModelProto, TensorProto, helper, numpy_helper, save_model
@@ -92,3 +92,14 @@ def test_goals_and_arm_tables() -> None:
     }
     rows = lay_out_arm({"figures": counted, **SOURCE}).splitlines()
     assert rows[2] == "| demo, int8 | 40.0 | 40.0 | 0.99910 |" and "640" not in "".join(rows)
+
+
+def test_the_selftest_table_shows_failures() -> None:
+    encoder = {"precision": "fp16", "file": "a.onnx", "cosine_min": 0.5, "cosine_mean": 0.75, "error_to_spread": 1.0}
+    report = {
+        "encoders": [{**encoder, "passed": False}],
+        "machine": {"architecture": "aarch64", "emulated": True, "python": "3.11"},
+        "onnxruntime": "1.26.0",
+    }
+    page = lay_out_selftest(report)
+    assert "| fp16 (`a.onnx`) | 0.50000 | 0.75000 | 1.00000 | **no** |" in page and "aarch64, emulated" in page
