@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from asymcir_edge import DeviceBundle
+from asymcir_edge.golden import token_cosines
 from asymcir_protos import AsymcirError, Preprocessing, preprocess, read_image
 from asymcir_protos.manifest import write_atomically
 from numpy.typing import NDArray
@@ -180,10 +181,8 @@ def compare_outputs(here: NDArray[np.float32], there: NDArray[np.float32]) -> Ag
         raise BenchmarkError(
             f"expected finite outputs of one shape, got {list(here.shape)} here and {list(there.shape)} on ARM"
         )
-    a, b = here.astype(np.float64), there.astype(np.float64)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    cosines = (a * b).sum(axis=-1) / np.maximum(norms, 1e-12)
-    return Agreement(max_abs_difference=float(np.abs(a - b).max()), min_cosine=float(cosines.min()))
+    difference = np.abs(here.astype(np.float64) - there.astype(np.float64)).max()
+    return Agreement(max_abs_difference=float(difference), min_cosine=float(token_cosines(here, there).min()))
 
 
 def ratios_to_peer(figures: Mapping[str, float]) -> dict[str, float]:

@@ -45,7 +45,7 @@ class QueryEncoder:
         self.precision = bundle.default_encoder if precision is None else precision
         path = bundle.encoder_path(self.precision)
         computes_in_float = self.precision == "fp32" and bundle.weight_storage == "int8"
-        self._session = _open_session(path, threads=threads, float_compute=computes_in_float)
+        self._session = open_session(path, threads=threads, float_compute=computes_in_float)
         _check_graph(self._session, path, [bundle.sentence_length, bundle.word_width])
 
     @property
@@ -98,7 +98,17 @@ class QueryEncoder:
         return result
 
 
-def _open_session(path: Path, *, threads: int, float_compute: bool) -> "onnxruntime.InferenceSession":
+def open_session(path: Path, *, threads: int, float_compute: bool) -> "onnxruntime.InferenceSession":
+    """Open an encoder as the device does.
+
+    Args:
+        path: ONNX, or ONNX Runtime's own format.
+        threads: that one picture is encoded with.
+        float_compute: fold weights that are stored as int8 to float32, once, at load.
+
+    Raises:
+        EncoderError: ONNX Runtime cannot open it.
+    """
     import onnxruntime  # here, so that the command's help does not wait for it
 
     options = onnxruntime.SessionOptions()

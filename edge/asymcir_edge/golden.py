@@ -165,8 +165,8 @@ def compare_tokens(expected: NDArray[np.float32], found: NDArray[np.float32]) ->
     )
 
 
-def token_cosines(expected: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the cosine of every token: [..., L, D] -> [..., L]."""
+def token_cosines(expected: NDArray[np.floating], found: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the cosine of every token: [..., D] -> [...]."""
     a, b = expected.astype(np.float64), found.astype(np.float64)
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     cosines: NDArray[np.float64] = (a * b).sum(axis=-1) / np.maximum(norms, _TINY)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from asymcir_edge.golden import token_cosines
 from numpy.typing import NDArray
 
 from asymcir_export.errors import ParityError
@@ -53,8 +54,7 @@ def check_agreement(
     b = found.reshape(-1, found.shape[-1]).astype(np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ParityError(f"{name}: expected finite values, got NaN or infinity")
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines = (a * b).sum(axis=1) / np.maximum(norms, 1e-12)  # [vectors]
+    cosines = token_cosines(a, b)  # [vectors]
     spread = float(np.sqrt(np.mean((expected - expected.mean(axis=0)) ** 2)))
     error = float(np.sqrt(np.mean((a - b) ** 2)))
     record: dict[str, Any] = {

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from asymcir_protos import AsymcirError, Preprocessing, preprocess
+from asymcir_protos import AsymcirError, preprocess
 from asymcir_protos.manifest import write_atomically
 from asymcir_training import LightEncoder, normalise_pixels
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from asymcir_export.device_graph import INPUT_NAME, PREPROCESSING_PREFIX, build_
 from asymcir_export.errors import ExportError
 from asymcir_export.onnx_writer import IR_VERSION, OPSET, write_onnx
 from asymcir_export.parity import encode_original, load_pictures
-from asymcir_export.peers import BACKBONE_SIZE, MOBILECLIP_S0, SENTENCE_LENGTH, WORD_WIDTH, write_peer
+from asymcir_export.peers import BACKBONE_SIZE, MOBILECLIP_S0, build_encoder, write_peer
 from asymcir_export.quantize import quantize_static_int8
 from asymcir_export.variants import Source, measure_onnx
 
@@ -50,7 +50,6 @@ BACKBONES = (
 )
 FACTS_FILE = "backbones.json"
 TOKEN_LEARNER_WIDTH = 256
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _COREML_PICTURES = 4
 _SEED = 0
 _LOG = logging.getLogger(__name__)
@@ -101,11 +100,8 @@ def write_backbone(name: str, folder: Path, pictures: Sequence[NDArray[np.uint8]
         FoundationError: timm has no such backbone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(_SEED)
-    spec = Preprocessing(size=size, interpolation="bilinear", mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
-    encoder = LightEncoder(
-        name, sentence_length=SENTENCE_LENGTH, word_width=WORD_WIDTH, width=TOKEN_LEARNER_WIDTH, preprocessing=spec
-    )
+    encoder = build_encoder(name, size=size, width=TOKEN_LEARNER_WIDTH)
+    spec = encoder.preprocessing
     squares = [preprocess(picture, spec) for picture in pictures]
     set_batch_statistics(encoder, squares)
     facts: dict[str, Any] = {
@@ -115,12 +111,12 @@ def write_backbone(name: str, folder: Path, pictures: Sequence[NDArray[np.uint8]
     }
     try:
         network = build_network_graph(encoder, torch.zeros(1, 3, size, size))
-        write_onnx(join_preprocessing(network, spec), folder / "encoder.onnx")
+        graph = join_preprocessing(network, spec)
+        write_onnx(graph, folder / "encoder.onnx")
         expected = encode_original(encoder, squares)
         source = Source(encoder=encoder, network=network, compared=squares, expected=expected, calibration=pictures)
         record = measure_onnx(folder / "encoder.onnx", source, "fp32")
         facts["onnx"] = {"verified": True, "cosine_min": record["cosine_min"], "size_mb": record["size_mb"]}
-        graph = join_preprocessing(network, spec)
         int8 = quantize_static_int8(graph, INPUT_NAME, pictures, keep_float=[PREPROCESSING_PREFIX])
         write_onnx(int8, folder / "encoder.int8.onnx")
         facts["int8"] = {"size_mb": (folder / "encoder.int8.onnx").stat().st_size / 1e6}

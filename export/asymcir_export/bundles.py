@@ -134,7 +134,7 @@ def export_device_bundle(
                 expected=encode_original(encoder, compared),
                 calibration=calibration,
                 search_set=queries,
-                original=None if queries is None else encode_original(encoder, queries.pictures),
+                original=None if queries is None else queries.search(encode_original(encoder, queries.pictures)),
             )
             title = f"{out.name}: {foundation}"
             properties |= describe_variants(folder, source, variants, storage=storage, title=title)

@@ -57,6 +57,13 @@ _MODIFIERS = (
 )
 
 
+def storage_thresholds(storage: WeightStorage) -> Thresholds:
+    """Return what a model has to meet whose weights are stored so."""
+    return Thresholds(
+        cosine_min=MIN_COSINE[storage], cosine_mean=MEAN_COSINE[storage], error_to_spread=MAX_ERROR_TO_SPREAD[storage]
+    )
+
+
 def worst_storage(*storages: WeightStorage) -> WeightStorage:
     """Return the leanest of several storages, whose thresholds a chain of models has to meet."""
     return max(storages, key=STORAGES.index)
@@ -113,10 +120,9 @@ def check_parity(
         ParityError: another shape, a value that is not finite, a cosine below its threshold, or an error
             above its own.
     """
-    thresholds = Thresholds(
-        cosine_min=MIN_COSINE[storage], cosine_mean=MEAN_COSINE[storage], error_to_spread=MAX_ERROR_TO_SPREAD[storage]
+    record = check_agreement(
+        name, expected, found, thresholds=storage_thresholds(storage), allowance=f"{storage} weights"
     )
-    record = check_agreement(name, expected, found, thresholds=thresholds, allowance=f"{storage} weights")
     return {**record, "weight_storage": storage}
 
 

@@ -36,6 +36,7 @@ SENTENCE_LENGTH, WORD_WIDTH = 6, 768
 """Of the light encoders that are written: the words of CLIP ViT-L/14's text tower are 768 wide."""
 
 BACKBONE_SIZE = 224
+_TOKEN_LEARNER_WIDTH = 512
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TENSOR = "normalised_pixels"  # as build_network_graph calls it
 _SEED = 0
@@ -141,14 +142,24 @@ def write_backbone(
         ExportError: it cannot be converted or quantised.
         FoundationError: timm has no such backbone.
     """
-    torch.manual_seed(_SEED)
-    spec = Preprocessing(size=size, interpolation="bilinear", mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
-    encoder = LightEncoder(name, sentence_length=SENTENCE_LENGTH, word_width=WORD_WIDTH, preprocessing=spec).eval()
+    encoder = build_encoder(name, size=size, width=_TOKEN_LEARNER_WIDTH).eval()
+    spec = encoder.preprocessing
     network = build_network_graph(encoder, torch.zeros(1, 3, size, size))
     return [
         *_write_both(join_preprocessing(network, spec), folder / name, INPUT_NAME, list(pictures)),
         *_write_both(network, folder / f"{name}-network", _TENSOR, [_prepare(picture, spec) for picture in pictures]),
     ]
+
+
+def build_encoder(name: str, *, size: int, width: int) -> LightEncoder:
+    """Build a light encoder of random weights for pictures of this size, with ViT-L/14's words.
+
+    Raises:
+        FoundationError: timm has no such backbone.
+    """
+    torch.manual_seed(_SEED)
+    spec = Preprocessing(size=size, interpolation="bilinear", mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
+    return LightEncoder(name, sentence_length=SENTENCE_LENGTH, word_width=WORD_WIDTH, width=width, preprocessing=spec)
 
 
 def _write_both(model: ModelProto, stem: Path, input_name: str, samples: Sequence[NDArray[np.generic]]) -> list[Path]:

@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from asymcir_edge import EncoderError
+from asymcir_edge.encoder import open_session
 from asymcir_protos import preprocess
 from asymcir_training import LightEncoder
 from numpy.typing import NDArray
@@ -37,9 +39,10 @@ from asymcir_export.coreml_writer import write_coreml
 from asymcir_export.device_graph import INPUT_NAME, PREPROCESSING_PREFIX, join_preprocessing
 from asymcir_export.errors import ExportError
 from asymcir_export.onnx_writer import write_onnx
+from asymcir_export.parity import storage_thresholds
 from asymcir_export.quantize import quantize_static_int8, to_fp16, write_ort
 from asymcir_export.report import render_report
-from asymcir_export.worth import SearchSet, compare_answers
+from asymcir_export.worth import Answers, SearchSet, compare_answers
 
 _logger = logging.getLogger(__name__)
 
@@ -55,12 +58,13 @@ COREML_FILES: Mapping[str, str] = {
     "coreml-fp16": "encoder.mlpackage",
     **{f"coreml-{name}": file for name, file in VARIANT_FILES.items()},
 }
-VARIANTS = (*ONNX_FILES, *COREML_FILES)
+_FILES = {**ONNX_FILES, **COREML_FILES}
+VARIANTS = tuple(_FILES)
 _NEEDED = {"int8-ort": "int8"} | {name: "coreml-fp16" for name in COREML_FILES if name != "coreml-fp16"}
 
 THRESHOLDS: Mapping[str, Thresholds] = {
-    "fp32": Thresholds(cosine_min=0.999, cosine_mean=0.9995, error_to_spread=0.1),
-    "fp16": Thresholds(cosine_min=0.999, cosine_mean=0.9995, error_to_spread=0.1),
+    "fp32": storage_thresholds("fp32"),
+    "fp16": storage_thresholds("fp16"),
     "int8": Thresholds(cosine_min=0.97, cosine_mean=0.99, error_to_spread=0.25),
 }
 MAX_RECALL_LOSS = 0.005
@@ -85,7 +89,7 @@ class Source:
         expected: [p, L, D], PyTorch's tokens of `compared`.
         calibration: [h, w, 3] uint8 each, to measure activations on.
         search_set: to measure R@10 with; None leaves it out.
-        original: PyTorch's tokens of its pictures.
+        original: its answers with PyTorch's tokens.
     """
 
     encoder: LightEncoder
@@ -94,7 +98,7 @@ class Source:
     expected: NDArray[np.float32]
     calibration: Sequence[NDArray[np.uint8]]
     search_set: SearchSet | None = None
-    original: NDArray[np.float32] | None = None
+    original: Answers | None = None
 
 
 def write_variants(folder: Path, source: Source, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -113,7 +117,7 @@ def write_variants(folder: Path, source: Source, names: Sequence[str]) -> dict[s
     for name in VARIANTS:
         if name not in names:
             continue
-        path = folder / (ONNX_FILES | COREML_FILES)[name]
+        path = folder / _FILES[name]
         started_s = time.monotonic()
         records[name] = {"file": path.name, **_try_variant(name, path, source)}
         if records[name]["status"] != "kept":
@@ -189,12 +193,11 @@ def measure_onnx(path: Path, source: Source, precision: str, *, float_compute: b
 
     Raises:
         ParityError: a threshold of its precision is not met.
+        EncoderError: ONNX Runtime cannot open it.
     """
-    session = _open(path, float_compute=float_compute)
+    session = open_session(path, threads=1, float_compute=float_compute)
     found = np.stack([_run(session, picture) for picture in source.compared])
-    record = check_agreement(
-        path.name, source.expected, found, thresholds=THRESHOLDS[precision], allowance=f"{precision} may"
-    )
+    record = check_agreement(path.name, source.expected, found, thresholds=THRESHOLDS[precision], allowance=precision)
     square = preprocess(source.compared[0], source.encoder.preprocessing)
     times_ms = []
     for _ in range(_WARM_UP + _REPEATS):
@@ -225,7 +228,7 @@ def judge(record: Mapping[str, Any]) -> tuple[str, str]:
 
 def _try_variant(name: str, path: Path, source: Source) -> dict[str, Any]:
     needed = _NEEDED.get(name)
-    base = path.parent / (ONNX_FILES | COREML_FILES)[needed] if needed else path.parent / "encoder.onnx"
+    base = path.parent / _FILES[needed] if needed else path.parent / "encoder.onnx"
     if not base.exists():
         return {"status": "absent", "reason": f"it is made from {needed}, which is not there"}
     try:
@@ -237,7 +240,7 @@ def _try_variant(name: str, path: Path, source: Source) -> dict[str, Any]:
             record = measure_onnx(path, source, name.removesuffix("-ort"))
         else:
             record = _measure_coreml(path, source, name.removeprefix("coreml-"))
-    except ExportError as exc:
+    except (ExportError, EncoderError) as exc:
         return {**written, "status": "dropped", "reason": str(exc)}
     status, reason = judge(record)
     return {**written, **record, "status": status, "reason": reason}
@@ -288,20 +291,8 @@ def _measure_coreml(path: Path, source: Source, precision: str) -> dict[str, Any
 def _search(source: Source, tokens: NDArray[np.float32], places: Sequence[int]) -> dict[str, Any]:
     if source.search_set is None or source.original is None:
         return {}
-    before = source.search_set.search(source.original[places], places)
+    before = source.search_set.restrict(source.original, places)
     return compare_answers(before, source.search_set.search(tokens, places))
-
-
-def _open(path: Path, *, float_compute: bool) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    if float_compute:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as exc:  # ONNX Runtime's errors have no common base
-        raise ExportError(f"ONNX Runtime {ort.__version__} cannot open {path.name}: {exc}") from exc
 
 
 def _run(session: ort.InferenceSession, picture: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ width.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,15 @@ class SearchSet:
         """Return the number of queries."""
         return len(self._modifiers)
 
+    def restrict(self, answers: Answers, places: Collection[int]) -> Answers:
+        """Keep of the answers to all queries those to the queries of some pictures."""
+        asked = self._asked_of(places)
+        return Answers(top=answers.top[asked], hits=answers.hits[asked])
+
+    def _asked_of(self, places: Collection[int]) -> list[int]:
+        """Return the numbers of the queries whose picture stands at one of these places."""
+        return [number for number, place in enumerate(self._asked) if place in places]
+
     def search(self, tokens: NDArray[np.float32], places: Sequence[int] | None = None) -> Answers:
         """Answer the queries.
 
@@ -90,7 +99,7 @@ class SearchSet:
             places: where fewer than all pictures were encoded, which; only their queries are answered.
         """
         row_of = {place: row for row, place in enumerate(range(len(self.pictures)) if places is None else places)}
-        asked = [number for number, place in enumerate(self._asked) if place in row_of]
+        asked = self._asked_of(row_of)
         queries = self._text_encoder.encode_queries(
             [tokens[row_of[self._asked[number]]] for number in asked], [self._modifiers[number] for number in asked]
         )

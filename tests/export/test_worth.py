@@ -56,6 +56,9 @@ def test_a_search_leaves_the_reference_out_and_answers_a_part_alone(
     part = found.search(tokens[1:], [1])
     np.testing.assert_array_equal(part.top, answers.top[1:])
     np.testing.assert_array_equal(part.hits, answers.hits[1:])
+    kept = found.restrict(answers, [1])
+    np.testing.assert_array_equal(kept.top, part.top)
+    np.testing.assert_array_equal(kept.hits, part.hits)
 
 
 def test_a_set_that_lacks_a_picture_is_refused(server: Path, tmp_path: Path) -> None:
