@@ -9,19 +9,36 @@ from asymcir_protos import preprocess
 from asymcir_training import Foundation, FoundationError, UnionHead, load_foundation
 from asymcir_training.foundation import needs_quick_gelu
 from asymcir_training.losses import local_alignment_regularization
+from asymcir_training.text_towers import BlipTextTower
 from PIL import Image
-from tiny_foundations import EMBEDDING_WIDTH, WORD_WIDTH
+from tiny_blip import write_blip
+from tiny_foundations import EMBEDDING_WIDTH, WORD_WIDTH, write_bert, write_bidirectional, write_clip
 
 TEXTS = ["a photo of a cat", "a red dog", "", "a photo of a blue cat that is a dog"]
+_WRITERS = {"clip": write_clip, "bert": write_bert, "reads padding": write_bidirectional, "blip": write_blip}
 
 
-def test_text_from_word_embeddings_equals_open_clips_own_text_encoder(foundation: Foundation) -> None:
+@pytest.fixture(scope="module", params=list(_WRITERS))
+def foundation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Foundation:
+    folder = _WRITERS[request.param](tmp_path_factory.mktemp("foundation") / "x")
+    return load_foundation(f"{'blip' if request.param == 'blip' else 'local-dir'}:{folder}")
+
+
+@pytest.fixture(scope="module", params=["clip", "bert", "reads padding"])
+def open_clip_foundation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Foundation:
+    return load_foundation(f"local-dir:{_WRITERS[request.param](tmp_path_factory.mktemp('foundation') / 'x')}")
+
+
+def test_text_from_word_embeddings_equals_open_clips_own_text_encoder(open_clip_foundation: Foundation) -> None:
+    foundation = open_clip_foundation
     expected = foundation.model.encode_text(foundation.open_clip_tokenizer(TEXTS))
     torch.testing.assert_close(foundation.encode_text(TEXTS), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_images_equal_open_clips_own_preprocessing_and_encoder(foundation: Foundation) -> None:
+def test_images_equal_open_clips_own_preprocessing_and_encoder(open_clip_foundation: Foundation) -> None:
     import open_clip
+
+    foundation = open_clip_foundation
 
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     theirs = open_clip.image_transform(
@@ -80,6 +97,8 @@ def test_features_are_pooled_from_the_places(foundation: Foundation) -> None:
         pooled = places[torch.arange(2), mask.sum(dim=1) - 1]
     elif foundation.pads_to_context:
         pooled = places[:, -1]
+    elif isinstance(foundation.text, BlipTextTower):
+        pooled = places[:, 0]
     else:  # a mean over the words, without the padding; a linear projection commutes with it
         assert mask.min() == 0
         pooled = (places * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)

@@ -4,7 +4,9 @@ AsymcirError
 └── TrainingError
     ├── FoundationError      a model, tag or checkpoint that cannot be had or cannot serve as a foundation
     ├── CheckpointError      a checkpoint folder that is missing, damaged or of another kind
-    └── DataError            pictures, phrases or triplets that cannot be trained on
+    ├── DataError            pictures, phrases or triplets that cannot be trained on
+    ├── CacheError           a teacher cache of another foundation or other pictures, damaged, or no room for it
+    └── ConfigError          an unknown or ill-typed key of a training configuration
 """
 
 from asymcir_protos import AsymcirError
@@ -24,3 +26,11 @@ class CheckpointError(TrainingError):
 
 class DataError(TrainingError):
     """The data cannot be trained on."""
+
+
+class CacheError(TrainingError):
+    """A teacher cache does not belong to this foundation and these pictures, is damaged, or does not fit the disk."""
+
+
+class ConfigError(TrainingError):
+    """A training configuration has an unknown key or a value of the wrong kind."""

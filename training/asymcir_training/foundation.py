@@ -1,12 +1,15 @@
-"""The frozen vision-language foundation behind one small interface, over open_clip.
+"""The frozen vision-language foundation behind one small interface, over open_clip or over BLIP.
 
-Works for every open_clip pretrained tag, a local checkpoint of a known architecture, and a folder with open_clip's own
-config and weights ("local-dir:FOLDER"). Nothing else in asymcir knows open_clip.
+Works for every open_clip pretrained tag, a local checkpoint of a known architecture, a folder with open_clip's own
+config and weights ("local-dir:FOLDER"), and BLIP's image-text retrieval model ("blip:FOLDER", see blip.py). Nothing
+else in asymcir knows open_clip.
 
-Notation: b batch, T tokens, L sentence tokens, D word-embedding width, E joint-embedding width, S picture side.
+Notation: b batch, T tokens, L sentence tokens, D word-embedding width, E joint-embedding width, S picture side,
+P patches, C width of BLIP's visual tower.
 """
 
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from asymcir_protos import Preprocessing
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asymcir_training.blip import SCHEME as BLIP_SCHEME
+from asymcir_training.blip import BlipModel, BlipVisual, MatchingStart, load_blip
 from asymcir_training.digests import digest
 from asymcir_training.errors import FoundationError
 from asymcir_training.pictures import normalise_pixels
@@ -24,12 +29,16 @@ from asymcir_training.prompts import NULL_PROMPT, PROMPTS, TOKENS_MODIFIER_PROMP
 from asymcir_training.text_towers import activation_name, build_text_tower
 from asymcir_training.words import WordTokenizer
 
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+TEXT_FOLDER = "text"
+"""Of a folder that is loaded as local-dir:FOLDER; the last holds a Hugging Face text tower, where it has one."""
 _SPACE_VERSION = 2
 _DETAIL_LENGTH = 300
 
 
 class Foundation(nn.Module):
-    """A frozen open_clip model in eval mode.
+    """A frozen open_clip or BLIP model in eval mode.
 
     Attributes:
         name: how it was asked for, for manifests.
@@ -79,7 +88,7 @@ class Foundation(nn.Module):
 
     @property
     def open_clip_tokenizer(self) -> Any:
-        """open_clip's own tokenizer object."""
+        """The tokenizer as open_clip wraps it."""
         return self.words.open_clip_tokenizer
 
     def train(self, mode: bool = True) -> "Foundation":
@@ -125,6 +134,8 @@ class Foundation(nn.Module):
             FoundationError: a visual tower without a projection that applies to single patches.
         """
         visual = self.model.visual
+        if isinstance(visual, BlipVisual):
+            return visual.encode_patches(pixels)
         if hasattr(visual, "trunk"):
             trunk, linear = visual.trunk, getattr(visual.head, "proj", None)
             features = trunk.forward_features(pixels)
@@ -141,6 +152,41 @@ class Foundation(nn.Module):
         found = visual.forward_intermediates(pixels, indices=1, normalize_intermediates=True, output_fmt="NLC")
         patches = found["image_intermediates"][-1]
         return patches @ visual.proj if visual.proj is not None else patches
+
+    def encode_image_states(self, pixels: Tensor) -> Tensor:
+        """Return what the matching encoder looks at: [b, 3, S, S] -> hidden states [b, P + 1, C], not projected.
+
+        Raises:
+            FoundationError: a foundation without a matching encoder, which is any but BLIP.
+        """
+        return self._matching_model().visual.encode_states(pixels)
+
+    def match(
+        self, word_embeddings: Tensor, attention_mask: Tensor, image_states: Tensor, *, start: MatchingStart = "cls"
+    ) -> Tensor:
+        """Ask the matching encoder and its head whether words and picture belong together.
+
+        Args:
+            word_embeddings: [b, T, D], as `embed_query` gives them.
+            attention_mask: [b, T], int64, 1 for words and 0 for padding.
+            image_states: [b, P + 1, C], from `encode_image_states`.
+            start: see `BlipModel.match`.
+
+        Returns:
+            Logits [b, 2], "no match" and "match".
+
+        Raises:
+            FoundationError: a foundation without a matching encoder, which is any but BLIP.
+        """
+        return self._matching_model().match(word_embeddings, attention_mask, image_states, start=start)
+
+    def _matching_model(self) -> BlipModel:
+        if not isinstance(self.model, BlipModel):
+            raise FoundationError(
+                f"{self.name} has no matching encoder: take a BLIP foundation (blip:FOLDER), or LAR in its form for "
+                "CLIP-like models"
+            )
+        return self.model
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Encode plain texts: text_features [b, E], not normalised. Longer texts are cut to the context."""
@@ -171,6 +217,23 @@ class Foundation(nn.Module):
 
         The latter are the tower's outputs at the tokens' places, projected into the joint space, not normalised.
         """
+        embeddings, mask, pool_index, places = self.embed_query(sentence_tokens, modifiers)
+        features, outputs = self.text.encode_with_places(embeddings, mask, pool_index)
+        return features, outputs[:, places]
+
+    def embed_query(
+        self, sentence_tokens: Tensor, modifiers: Sequence[str] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, slice]:
+        """Compose "a photo of <tokens> that <modifier>" as rows of word embeddings, not yet encoded.
+
+        Args:
+            sentence_tokens: [b, L, D].
+            modifiers: as for `compose_query`.
+
+        Returns:
+            Word embeddings [b, T, D] with start and end, attention mask [b, T], pool index [b], and the places of the
+            sentence tokens.
+        """
         prefix = self.tokenize(TOKENS_PROMPT.split("{tokens}")[0])
         after = TOKENS_MODIFIER_PROMPT.split("{tokens}")[1]
         length = sentence_tokens.shape[1]
@@ -182,8 +245,7 @@ class Foundation(nn.Module):
         start = len(self.start_ids) + len(prefix)
         embeddings, mask, pool_index = self._embed_rows(rows)
         embeddings = torch.cat([embeddings[:, :start], sentence_tokens, embeddings[:, start + length :]], dim=1)
-        features, places = self.text.encode_with_places(embeddings, mask, pool_index)
-        return features, places[:, start : start + length]
+        return embeddings, mask, pool_index, slice(start, start + length)
 
     def _embed_rows(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Add start and end, pad, look up: embeddings [b, T, D], attention mask [b, T], pool index [b]."""
@@ -221,7 +283,7 @@ class Foundation(nn.Module):
             "word_space": self.word_space(),
             "null": PROMPTS["null"],
             "preprocessing": self.preprocessing.to_json(),
-            "tower": _visual_facts(self.model.visual),
+            "tower": visual_facts(self.model.visual),
         }
         head = {f"union.{name}": value for name, value in union_head.state_dict().items()}
         return {
@@ -234,18 +296,26 @@ def load_foundation(name: str, pretrained: str | None = None) -> Foundation:
     """Load a foundation.
 
     Args:
-        name: an open_clip architecture ("ViT-L-14"), or "local-dir:FOLDER" with `open_clip_config.json` and
-            `open_clip_model.safetensors` in it.
-        pretrained: a pretrained tag of that architecture ("openai") or the path of a checkpoint; None for local-dir.
+        name: an open_clip architecture ("ViT-L-14"), "local-dir:FOLDER" with `open_clip_config.json` and
+            `open_clip_model.safetensors` in it, or "blip:FOLDER" and "blip:OWNER/NAME" (see `load_blip`).
+        pretrained: a pretrained tag of that architecture ("openai") or the path of a checkpoint; None for a folder.
 
     Raises:
         FoundationError: unknown architecture or tag (names the nearest), or weights that cannot be had.
     """
+    if name.startswith(BLIP_SCHEME):
+        if pretrained is not None:
+            raise FoundationError(f"{name!r} brings its own weights: leave the pretrained weights {pretrained!r} away")
+        blip, words = load_blip(name.removeprefix(BLIP_SCHEME))
+        return Foundation(_label(name, None), blip, words)
     if not name.startswith(("local-dir:", "hf-hub:")):
         _check_known(name, pretrained)
     try:
         model, _, _ = open_clip.create_model_and_transforms(
-            name, pretrained=pretrained, force_quick_gelu=needs_quick_gelu(name, pretrained)
+            name,
+            pretrained=pretrained,
+            force_quick_gelu=needs_quick_gelu(name, pretrained),
+            **_find_text_tower(name),
         )
         tokenizer = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError, FileNotFoundError) as exc:
@@ -256,6 +326,21 @@ def load_foundation(name: str, pretrained: str | None = None) -> Foundation:
             "pass its path as the pretrained weights, or a folder as local-dir:FOLDER"
         ) from exc
     return Foundation(_label(name, pretrained), model, tokenizer)
+
+
+def _find_text_tower(name: str) -> dict[str, Any]:
+    """Point a folder's Hugging Face text tower to where it lies now.
+
+    open_clip takes the path in the folder's configuration as it stands, so that a folder could not be moved.
+    """
+    folder = Path(name.removeprefix("local-dir:"))
+    if not name.startswith("local-dir:") or not (folder / CONFIG_FILE).is_file():
+        return {}
+    text = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("model_cfg", {}).get("text_cfg", {})
+    inside = folder / Path(str(text.get("hf_model_name", ""))).name
+    if "hf_model_name" not in text or not (inside / "config.json").is_file():
+        return {}
+    return {"text_cfg": {**text, "hf_model_name": str(inside), "hf_tokenizer_name": str(inside)}}
 
 
 def needs_quick_gelu(name: str, pretrained: str | None) -> bool:
@@ -278,15 +363,19 @@ def needs_quick_gelu(name: str, pretrained: str | None) -> bool:
 
 def _label(name: str, pretrained: str | None) -> str:
     """Name a foundation in manifests: never by a path of this machine."""
-    if name.startswith("local-dir:"):
-        return f"local-dir:{Path(name.removeprefix('local-dir:')).resolve().name}"
+    for scheme in ("local-dir:", BLIP_SCHEME):
+        folder = Path(name.removeprefix(scheme))
+        if name.startswith(scheme) and (scheme != BLIP_SCHEME or folder.is_dir()):
+            return f"{scheme}{folder.resolve().name}"
     if pretrained is None:
         return name
     return f"{name}/{Path(pretrained).name}"
 
 
-def _visual_facts(visual: Any) -> dict[str, Any]:
+def visual_facts(visual: Any) -> dict[str, Any]:
     """Return what a visual tower computes with beside its weights."""
+    if isinstance(visual, BlipVisual):
+        return visual.facts()
     if hasattr(visual, "trunk"):
         record = visual.trunk.pretrained_cfg
         return {
@@ -303,6 +392,11 @@ def _visual_facts(visual: Any) -> dict[str, Any]:
 
 def _check_known(name: str, pretrained: str | None) -> None:
     known = open_clip.list_models()
+    if ":" in name:
+        kinds = ["local-dir:FOLDER", "hf-hub:OWNER/NAME", f"{BLIP_SCHEME}FOLDER"]
+        asked = name.partition(":")[0]
+        nearest = max(kinds, key=lambda kind: difflib.SequenceMatcher(None, asked, kind.partition(":")[0]).ratio())
+        raise FoundationError(f"unknown kind of foundation {name!r}: expected {', '.join(kinds)}; nearest: {nearest}")
     if name not in known:
         nearest = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3)) or "see open_clip.list_models()"
         raise FoundationError(f"unknown architecture {name!r}; nearest: {nearest}")
@@ -312,6 +406,8 @@ def _check_known(name: str, pretrained: str | None) -> None:
 
 
 def _read_preprocessing(model: Any) -> Preprocessing:
+    if isinstance(model, BlipModel):
+        return model.preprocessing
     record = open_clip.get_model_preprocess_cfg(model)
     size = record["size"]
     height, width = (size, size) if isinstance(size, int) else size

@@ -3,7 +3,7 @@
 open_clip's `encode_text` starts from token ids and insists on full rows. These modules share its weights and run the
 tower's own parts, with the end-of-text position as an explicit input (an ArgMax inside breaks exports).
 
-Notation: b batch, T tokens, D word-embedding width, E joint-embedding width.
+Notation: b batch, T tokens, D word-embedding width, E joint-embedding width, P patches, C width of the visual tower.
 """
 
 from typing import Any
@@ -126,6 +126,61 @@ class HuggingFaceTextTower(nn.Module):
         return self.proj(self.pooler(output, attention_mask)), self.proj(output.last_hidden_state)
 
 
+class BlipTextTower(nn.Module):
+    """BLIP's BERT: bidirectional, with a padding mask, pooled at [CLS]; with image states it is the matching encoder.
+
+    Its decoder part is not used, so that no token sees less than the others.
+    """
+
+    causal = False
+    pads_to_context = False
+
+    def __init__(self, encoder: Any, projection: nn.Linear) -> None:
+        super().__init__()
+        self.transformer = encoder
+        self.proj = projection
+        self.embedding_width = projection.out_features
+        self.word_embedding = encoder.get_input_embeddings()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the tower computes with beside its weights, for `word_space`."""
+        config = self.transformer.config.to_dict()
+        return {"kind": "blip", "pool": "first"} | {key: config[key] for key in _BLIP_FACTS}
+
+    def forward(self, word_embeddings: Tensor, attention_mask: Tensor, pool_index: Tensor) -> Tensor:
+        """Run the tower: [b, T, D], [b, T], [b] (unused) -> text features [b, E], not normalised."""
+        return self.encode_with_places(word_embeddings, attention_mask, pool_index)[0]
+
+    def encode_with_places(
+        self, word_embeddings: Tensor, attention_mask: Tensor, pool_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run the tower: text features [b, E] and, for every place, its output projected alike [b, T, E]."""
+        del pool_index
+        places = self.proj(self._read(word_embeddings, attention_mask))
+        return places[:, 0], places
+
+    def encode_pair(self, word_embeddings: Tensor, attention_mask: Tensor, image_states: Tensor) -> Tensor:
+        """Read words while looking at a picture, through the cross-attention.
+
+        Args:
+            word_embeddings: [b, T, D].
+            attention_mask: [b, T], int64, 1 for words and 0 for padding.
+            image_states: [b, P + 1, C], the visual tower's hidden states, not projected.
+
+        Returns:
+            The first place's output [b, D], which the matching head reads.
+        """
+        return self._read(word_embeddings, attention_mask, encoder_hidden_states=image_states)[:, 0]
+
+    def _read(self, word_embeddings: Tensor, attention_mask: Tensor, **picture: Tensor) -> Tensor:
+        # transformers adds the position embeddings in place: without the copy, to the caller's own words.
+        output = self.transformer(inputs_embeds=word_embeddings.clone(), attention_mask=attention_mask, **picture)
+        hidden: Tensor = output.last_hidden_state  # [b, T, D]
+        return hidden
+
+
+_BLIP_FACTS = ("hidden_act", "layer_norm_eps", "num_attention_heads")
+
 _HUGGING_FACE_FACTS = (
     "hidden_act",
     "is_decoder",
@@ -147,11 +202,11 @@ def activation_name(module: nn.Module) -> str:
 _ACTIVATIONS = ("elu", "elu6", "silu", "swish", "sigmoid", "tanh", "mish", "gelutanh", "act")
 
 
-TextTower = ClipTextTower | HuggingFaceTextTower
+TextTower = ClipTextTower | HuggingFaceTextTower | BlipTextTower
 
 
 def build_text_tower(model: Any) -> TextTower:
-    """Wrap the text tower of an open_clip model.
+    """Wrap the text tower of an open_clip model; BLIP's comes wrapped.
 
     Raises:
         FoundationError: a tower whose forward pass from word embeddings is not known.
@@ -159,6 +214,8 @@ def build_text_tower(model: Any) -> TextTower:
     text = getattr(model, "text", None)
     if text is None:  # open_clip.CLIP keeps the parts of its tower on the model itself
         return ClipTextTower(model, pool_type=model.text_pool_type)
+    if isinstance(text, BlipTextTower):
+        return text
     kind = type(text).__name__
     if kind == "TextTransformer":
         return ClipTextTower(text, pool_type=text.pool_type)
