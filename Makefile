@@ -5,7 +5,7 @@ DEMO := .venv-demo
 PROTO := .venv-proto
 PROTO_FILE := protos/asymcir_protos/v1/retrieval.proto
 
-.PHONY: help install demo demo-assets ablation check test proto proto-check bench bench-arm bench-device clean
+.PHONY: help install demo demo-assets emoji ablation check test proto proto-check bench bench-arm bench-device bench-training clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,12 +45,20 @@ proto: $(PROTO)/ready  ## Generate the gRPC code from the .proto file
 proto-check: $(PROTO)/ready
 	scripts/proto-check $(PROTO)/bin/python $(PROTO_FILE)
 
+NPM_EMOJI := openmoji@17.0.0 @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
+  @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3 @iconify-json/noto-v1@1.2.5 \
+  @iconify-json/emojione-v1@1.2.3 @iconify-json/fluent-emoji@1.2.7 @iconify-json/fxemoji@1.2.2 \
+  @iconify-json/fluent-emoji-high-contrast@1.2.6 @iconify-json/emojione-monotone@1.2.1
+
+emoji: $(DEV)/ready  ## Write the emoji as files to train on, for the configurations in demo/training (needs npm; two minutes)
+	$(DEV)/bin/pip install --quiet --editable '.[demo-assets]'
+	npm install --no-save --prefix demo/work $(NPM_EMOJI)
+	$(DEV)/bin/python -m asymcir_demo.recipe.training_data --node-modules demo/work/node_modules \
+	  --rendered demo/work/pictures --out demo/work/emoji
+
 demo-assets: $(DEV)/ready  ## Make the demo's pictures and bundles anew from npm and PyPI packages (an hour and a half on 2 cores)
 	$(DEV)/bin/pip install --quiet --editable '.[demo-assets]'
-	npm install --no-save --prefix demo/work openmoji@17.0.0 @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
-	  @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3 @iconify-json/noto-v1@1.2.5 \
-	  @iconify-json/emojione-v1@1.2.3 @iconify-json/fluent-emoji@1.2.7 @iconify-json/fxemoji@1.2.2 \
-	  @iconify-json/fluent-emoji-high-contrast@1.2.6 @iconify-json/emojione-monotone@1.2.1
+	npm install --no-save --prefix demo/work $(NPM_EMOJI)
 	$(DEV)/bin/python -m asymcir_demo.recipe --node-modules demo/work/node_modules --work demo/work --out demo/assets \
 	  --figures benchmarks/results/demo-recipe.json --logs demo/logs
 
@@ -70,6 +78,10 @@ bench-device: $(DEV)/ready  ## Write and time phone-class backbones beside Mobil
 
 bench-arm: $(DEV)/ready  ## Count the instructions of a query on an emulated ARM machine (BUNDLE=FOLDER; needs qemu-user, debootstrap, gcc)
 	scripts/bench-arm $(DEV)/bin $(BUNDLE)
+
+bench-training: $(DEV)/ready  ## Time distillation with and without the teacher cache, and UNION (ten minutes)
+	$(DEV)/bin/python -m asymcir_benchmarks.training --out benchmarks/results/training.json
+	$(DEV)/bin/python -m asymcir_benchmarks.docs
 
 clean:  ## Remove the virtual environments and what the demo wrote
 	rm -rf $(DEV) $(DEMO) $(PROTO) demo/out

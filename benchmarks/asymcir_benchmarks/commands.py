@@ -10,12 +10,15 @@ Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 
 SPLITS = ("dev", "test", "novel")  # dataset.SPLITS, whose module would be a heavy import
 PUBLISHED = ("test", "novel")
+SYSTEMS = ("isa", "isa-symmetric", "transagg", "image", "text", "image+text")  # query_systems.SYSTEMS, likewise
+TARGETS = ("union", "sum", "original")
+FORMATS = ("auto", "lasco", "llavasco", "cirr", "sketchy", "jsonl")  # triplet_formats.FORMATS, likewise
 COMMAND = "asymcir eval emojicir --assets demo/assets --out benchmarks/results/emojicir.json"
 """How to get the published figures again, wherever they were written and built this time."""
 
 
 def register_eval(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
-    """Add `asymcir eval emojicir`."""
+    """Add `asymcir eval emojicir` and `asymcir eval triplets`."""
     parser = subparsers.add_parser("eval", help="measure retrieval accuracy on a dataset")
     datasets = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     emojicir = datasets.add_parser(
@@ -32,6 +35,39 @@ def register_eval(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     emojicir.add_argument("--work", type=Path, help="build the galleries here and leave them (default: temporary)")
     emojicir.add_argument("--out", type=Path, help="write the figures here as JSON")
     emojicir.set_defaults(run=run_emojicir, log_level=logging.INFO)
+    _register_triplets(datasets)
+
+
+def _register_triplets(datasets: "Subparsers[argparse.ArgumentParser]") -> None:
+    triplets = datasets.add_parser(
+        "triplets",
+        help="any list of triplets, with the systems of the papers, from checkpoints (research; needs torch)",
+        description="Rank the right answers of a list of triplets among its own pictures, and those of --gallery, by "
+        "one system. The reference is taken out of its own ranking.",
+    )
+    triplets.add_argument("triplets", type=Path, metavar="TRIPLETS", help="JSON lines, or a list of LaSCo, CIRR, ...")
+    triplets.add_argument("--format", choices=FORMATS, default="auto", help="of the list (default: auto)")
+    triplets.add_argument("--images", type=Path, metavar="FOLDER", help="that the list's paths start from")
+    triplets.add_argument("--limit", type=int, metavar="N", help="evaluate so many, spread evenly over the list")
+    triplets.add_argument("--foundation", required=True, metavar="NAME", help="open_clip model, or local-dir:FOLDER")
+    triplets.add_argument("--pretrained", metavar="TAG", help="pretrained tag or checkpoint of that model")
+    triplets.add_argument("--system", required=True, choices=SYSTEMS, help="that asks")
+    triplets.add_argument("--query", type=Path, metavar="CHECKPOINT", help="of isa, isa-symmetric or transagg")
+    triplets.add_argument(
+        "--target", choices=TARGETS, default="original", help="what stands in the gallery (default: original)"
+    )
+    triplets.add_argument("--union", type=Path, metavar="CHECKPOINT", help="UNION head, for --target union")
+    triplets.add_argument(
+        "--gallery", type=Path, action="append", default=[], metavar="FOLDER", help="search here too; may be repeated"
+    )
+    triplets.add_argument(
+        "--keep-reference", action="store_true", help="leave the reference in its own ranking (FashionIQ's protocol)"
+    )
+    triplets.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    triplets.add_argument("--workers", type=int, default=0, help="processes that decode pictures (default: 0)")
+    triplets.add_argument("--cache", type=Path, metavar="FOLDER", help="keep the embeddings here (default: temporary)")
+    triplets.add_argument("--json", type=Path, metavar="OUT", help="write the figures here")
+    triplets.set_defaults(run=run_triplets, log_level=logging.INFO)
 
 
 def run_emojicir(args: argparse.Namespace) -> int:
@@ -66,4 +102,37 @@ def run_emojicir(args: argparse.Namespace) -> int:
         published = (splits, args.assets, args.device, args.bundle) == (PUBLISHED, Path("demo/assets"), None, None)
         write_result(args.out, figures=emojicir_figures(reports, cost), command=COMMAND if published else None)
         print(f"figures: {args.out}")
+    return 0
+
+
+def run_triplets(args: argparse.Namespace) -> int:
+    """Evaluate a list of triplets, print, and write the figures."""
+    from asymcir_training.foundation import load_foundation
+    from asymcir_training.triplet_formats import read_triplets
+
+    from asymcir_benchmarks.query_systems import QuerySystem
+    from asymcir_benchmarks.results import write_result
+    from asymcir_benchmarks.triplet_eval import evaluate_triplets, format_report, load_head, report_figures
+
+    triplets = read_triplets(args.triplets, format=args.format, images=args.images, limit=args.limit)
+    foundation = load_foundation(args.foundation, args.pretrained).to(args.device)
+    system = QuerySystem(args.system, foundation, args.query)
+    head = load_head(args.union, foundation, target=args.target, system=system)
+    with ExitStack() as stack:
+        cache = args.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asymcir-eval-")))
+        report = evaluate_triplets(
+            triplets,
+            system,
+            foundation,
+            target=args.target,
+            head=head,
+            folders=args.gallery,
+            keep_reference=args.keep_reference,
+            cache=cache,
+            workers=args.workers,
+        )
+    print(format_report(report, system=args.system, target=args.target))
+    if args.json is not None:
+        write_result(args.json, figures=report_figures(report, system=args.system, target=args.target))
+        print(f"figures: {args.json}")
     return 0

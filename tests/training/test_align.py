@@ -6,7 +6,7 @@ import timm
 import torch
 from asymcir_protos import Preprocessing
 from asymcir_training import DataError
-from asymcir_training.align import AlignConfig, align_visual_tower
+from asymcir_training.align import AlignConfig, Wordings, align_visual_tower
 from asymcir_training.loop import LoopConfig
 from asymcir_training.pictures import Augmentation
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def _align(folder: Path, config: AlignConfig, steps: int) -> tuple[nn.Module, di
         preprocessing=SPEC,
         pictures=[pictures[:6], pictures[6:]],
         labels=np.arange(16) % CLASSES,
-        wordings=functional.normalize(torch.randn(CLASSES, 2, 8), dim=-1),
+        wordings=Wordings(functional.normalize(torch.randn(CLASSES * 2, 8), dim=-1), [2] * CLASSES),
         config=config,
         loop=LoopConfig(folder=folder, steps=steps, log_every=1),
     )

@@ -10,7 +10,8 @@ import pytest
 import torch
 from asymcir_protos import Preprocessing
 from asymcir_training import CheckpointError, DataError, Foundation, LightEncoder, load_foundation
-from asymcir_training.distil import DistilConfig, distil, embed_patches, embed_pictures, nearest_phrases
+from asymcir_training.distil import DistilConfig, distil, nearest_phrases
+from asymcir_training.embedding import embed_patches, embed_pictures
 from asymcir_training.loop import LoopConfig
 from asymcir_training.pictures import Augmentation
 from tiny_foundations import WORD_WIDTH

@@ -18,11 +18,11 @@ from asymcir_training import (
     save_light_encoder,
     save_union_head,
 )
-from asymcir_training.distil import DistilConfig, distil, embed_pictures
+from asymcir_training.distil import DistilConfig, distil
+from asymcir_training.embedding import embed_pictures
 from asymcir_training.loop import LoopConfig
-from asymcir_training.pictures import Augmentation, augment, batch_at, load_folder
+from asymcir_training.pictures import Augmentation, augment, batch_at
 from asymcir_training.union_training import UnionConfig, train_union_head
-from PIL import Image
 from tiny_foundations import EMBEDDING_WIDTH, WORD_WIDTH
 from torch.nn import functional
 
@@ -123,20 +123,6 @@ def test_checkpoints_come_back_as_they_were(tmp_path: Path) -> None:
     (tmp_path / "union" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="damaged"):
         load_union_head(tmp_path / "union")
-
-
-def test_a_folder_is_read_and_what_cannot_be_read_is_listed(tmp_path: Path) -> None:
-    Image.new("RGB", (40, 20), (255, 0, 0)).save(tmp_path / "red.png")
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
-    pictures, paths, problems = load_folder(tmp_path, SPEC, tmp_path / "store.npy")
-    assert (
-        pictures.shape == (1, 32, 32, 3)
-        and [path.name for path in paths] == ["red.png"]
-        and "broken.png" in problems[0]
-    )
-    (tmp_path / "red.png").unlink()
-    with pytest.raises(DataError, match="no usable picture"):
-        load_folder(tmp_path, SPEC, tmp_path / "store.npy")
 
 
 def test_batches_cover_every_picture_once_an_epoch_and_follow_from_the_step() -> None:

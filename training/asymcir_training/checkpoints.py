@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from asymcir_training.errors import CheckpointError
 from asymcir_training.light import LightEncoder
+from asymcir_training.symmetric import SymmetricEncoder
+from asymcir_training.transagg import TransAgg
 from asymcir_training.union import UnionHead
 
 _WEIGHTS = "model.safetensors"
 _RECORD = "checkpoint.json"
 LIGHT_ENCODER = "asymcir.light-encoder"
+SYMMETRIC_ENCODER = "asymcir.symmetric-encoder"
+TRANSAGG = "asymcir.transagg"
 UNION_HEAD = "asymcir.union-head"
 
 
@@ -60,6 +64,14 @@ def read_checkpoint(folder: Path, *, kind: str) -> tuple[dict[str, Any], dict[st
     return config, metadata, weights
 
 
+def read_kind(folder: Path) -> str:
+    """Return the kind of a checkpoint, "" where it cannot be told; loading it says why."""
+    try:
+        return str(json.loads((folder / _RECORD).read_text(encoding="utf-8"))["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def save_light_encoder(folder: Path, model: LightEncoder, metadata: Mapping[str, Any]) -> None:
     """Write a light encoder; metadata must name `word_space` and `foundation`."""
     save_checkpoint(folder, kind=LIGHT_ENCODER, model=model, config=model.config, metadata=metadata)
@@ -80,6 +92,55 @@ def load_light_encoder(folder: Path) -> tuple[LightEncoder, dict[str, Any]]:
         width=config["width"],
         preprocessing=preprocessing,
     )
+    _fit(model, weights, folder)
+    return model.eval(), metadata
+
+
+def save_symmetric_encoder(folder: Path, model: SymmetricEncoder, metadata: Mapping[str, Any]) -> None:
+    """Write a symmetric encoder's token learner.
+
+    Metadata must name `word_space`, `foundation`, and `visual_digest`, whose patches it reads.
+    """
+    save_checkpoint(folder, kind=SYMMETRIC_ENCODER, model=model, config=model.config, metadata=metadata)
+
+
+def load_symmetric_encoder(folder: Path) -> tuple[SymmetricEncoder, dict[str, Any]]:
+    """Load a symmetric encoder in eval mode, without its foundation, and its metadata.
+
+    Raises:
+        CheckpointError: see `read_checkpoint`; or weights that do not fit the configuration.
+    """
+    config, metadata, weights = read_checkpoint(folder, kind=SYMMETRIC_ENCODER)
+    model = SymmetricEncoder(
+        patch_width=config["patch_width"],
+        sentence_length=config["sentence_length"],
+        word_width=config["word_width"],
+        width=config["width"],
+        preprocessing=Preprocessing.from_json(config["preprocessing"]),
+    )
+    _fit(model, weights, folder)
+    return model.eval(), metadata
+
+
+def save_transagg(folder: Path, model: TransAgg, metadata: Mapping[str, Any]) -> None:
+    """Write a query fusion.
+
+    Metadata must name `word_space`, `foundation`, `visual_digest`, the `target` type it was trained with and, for
+    union, `target_space`, which tells the head that was trained with it from others.
+    """
+    save_checkpoint(
+        folder, kind=TRANSAGG, model=model, config={"embedding_width": model.embedding_width}, metadata=metadata
+    )
+
+
+def load_transagg(folder: Path) -> tuple[TransAgg, dict[str, Any]]:
+    """Load a query fusion in eval mode, and its metadata.
+
+    Raises:
+        CheckpointError: see `read_checkpoint`; or weights that do not fit the configuration.
+    """
+    config, metadata, weights = read_checkpoint(folder, kind=TRANSAGG)
+    model = TransAgg(config["embedding_width"])
     _fit(model, weights, folder)
     return model.eval(), metadata
 

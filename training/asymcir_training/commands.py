@@ -1,177 +1,142 @@
-"""The subcommand `asymcir train`: arguments here, torch inside the handlers."""
+"""The subcommand `asymcir train`: arguments here, torch inside the handlers.
+
+A stage is configured by a TOML file, by `section.key=value` after --set, and by options for what is asked most often,
+which set such keys too. The later wins: file, options, --set.
+"""
 
 import argparse
+import json
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-_LOG = logging.getLogger(__name__)
+_COMMON = {
+    "out": ("run.out", "folder to write"),
+    "work": ("run.work", "states, logs and caches (default: OUT.work)"),
+    "epochs": ("run.epochs", "passes over the data"),
+    "seed": ("run.seed", "of every random draw"),
+    "device": ("run.device", "auto, cpu, cuda or cuda:1"),
+    "precision": ("run.precision", "fp32, bf16 or fp16"),
+}
+_FOUNDATION = {
+    "foundation": ("foundation.name", "open_clip model, local-dir:FOLDER, or blip:FOLDER"),
+    "pretrained": ("foundation.pretrained", "pretrained tag or checkpoint of that model"),
+}
+_OPTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "foundation": {
+        "start": ("start.name", "open_clip model or local-dir:FOLDER whose visual tower is trained further"),
+        "pretrained": ("start.pretrained", "its pretrained tag or checkpoint"),
+        "text": ("start.text", "sentence encoder (Hugging Face folder) to lock, for a new visual tower"),
+        "trunk": ("start.trunk", "timm model of the new visual tower"),
+        "size": ("start.size", "side of the pictures that it sees"),
+        "batch": ("align.batch", "pictures of a step"),
+    },
+    "distil": {
+        **_FOUNDATION,
+        "backbone": ("student.backbone", "timm model of the light encoder"),
+        "size": ("student.size", "side of the pictures that it sees"),
+        "sentence-length": ("student.sentence_length", "sentence tokens L"),
+        "width": ("student.width", "inner width d of the token learner"),
+        "phrases": ("texts.phrases", "text bank for pseudo-captions, one phrase a line"),
+        "modifiers": ("texts.modifiers", "changes for composition consistency, one a line"),
+        "batch": ("distil.batch", "pictures of a step"),
+    },
+    "union": {
+        **_FOUNDATION,
+        "light": ("triplets.light", "checkpoint of the light encoder that asks"),
+        "format": ("triplets.format", "auto, jsonl, cirr, lasco, llavasco or sketchy"),
+        "images": ("triplets.images", "folder that the list's pictures are in"),
+        "batch": ("union.batch", "triplets of a step"),
+    },
+}
+_SWITCHES: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "foundation": {
+        "pretrained-trunk": ("start.trunk_pretrained", "start the trunk from timm's weights (needs its hub)")
+    },
+    "distil": {"pretrained-backbone": ("student.pretrained", "start from timm's weights (needs its hub)")},
+    "union": {},
+}
+_COMMON_SWITCHES = {"allow-changes": ("run.allow_changes", "resume although the configuration changed")}
+_HELP = {
+    "foundation": "align a visual tower to a locked text tower, on captioned pictures",
+    "distil": "distil a light encoder from a foundation, on unlabeled pictures",
+    "union": "train the UNION head (or TransAgg) from triplets, towers frozen",
+}
+_INPUTS = {
+    "foundation": (
+        "data.pictures",
+        "PICTURES",
+        "*",
+        "folders, zips, WebDataset tars or JSON-lines lists, with captions",
+    ),
+    "distil": ("data.pictures", "PICTURES", "*", "folders, zips, WebDataset tars or JSON-lines lists"),
+    "union": (
+        "triplets.path",
+        "TRIPLETS",
+        "?",
+        'e.g. JSON lines {"reference": PATH, "modifier": TEXT, "target": PATH}',
+    ),
+}
 
 
 def register_train(subparsers: Any) -> None:
-    """Add `asymcir train distil` and `asymcir train union`."""
-    parser = subparsers.add_parser("train", help="train the light encoder or the UNION head")
+    """Add `asymcir train foundation`, `asymcir train distil` and `asymcir train union`."""
+    parser = subparsers.add_parser("train", help="train a foundation, the light encoder or the UNION head")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
-
-    distil = stages.add_parser(
-        "distil",
-        help="distil a light encoder from a foundation, on unlabeled pictures",
-        description="Distil a light encoder and its token learner (GCD). With --phrases, also by composition "
-        "consistency. An interrupted run goes on where it stopped when started again with the same arguments.",
-    )
-    distil.add_argument("pictures", type=Path, metavar="PICTURES", help="a folder, searched recursively")
-    distil.add_argument(
-        "--backbone", default="tf_efficientnet_lite0", help="timm model (default: tf_efficientnet_lite0)"
-    )
-    distil.add_argument("--pretrained-backbone", action="store_true", help="start from timm's weights (needs its hub)")
-    distil.add_argument("--size", type=int, default=224, help="picture side that the light encoder sees (default: 224)")
-    distil.add_argument("--sentence-length", type=int, default=6, metavar="L", help="sentence tokens (default: 6)")
-    distil.add_argument(
-        "--width", type=int, default=512, metavar="d", help="inner width of the token learner (default: 512)"
-    )
-    distil.add_argument("--phrases", type=Path, help="text bank for pseudo-captions, one phrase a line")
-    distil.add_argument("--modifiers", type=Path, help="changes for composition consistency, one a line")
-    _add_common(distil, epochs=10, batch=96)
-    distil.set_defaults(run=run_distil, log_level=logging.INFO)
-
-    union = stages.add_parser(
-        "union",
-        help="train the UNION head from triplets, towers frozen",
-        description='Train the UNION head. TRIPLETS: JSON lines {"reference": PATH, "modifier": TEXT, "target": PATH}.',
-    )
-    union.add_argument("triplets", type=Path, metavar="TRIPLETS")
-    union.add_argument("--light", type=Path, required=True, metavar="CHECKPOINT", help="of the light encoder that asks")
-    _add_common(union, epochs=2, batch=32)
-    union.set_defaults(run=run_union, log_level=logging.INFO)
-
-
-def _add_common(parser: argparse.ArgumentParser, *, epochs: int, batch: int) -> None:
-    parser.add_argument("--foundation", required=True, metavar="NAME", help="open_clip model, or local-dir:FOLDER")
-    parser.add_argument("--pretrained", metavar="TAG", help="pretrained tag or checkpoint of that model")
-    parser.add_argument("--out", type=Path, required=True, metavar="CHECKPOINT", help="folder to write")
-    parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="state, log and decoded pictures")
-    parser.add_argument("--epochs", type=int, default=epochs, help=f"default: {epochs}")
-    parser.add_argument("--batch", type=int, default=batch, help=f"default: {batch}")
-    parser.add_argument("--seed", type=int, default=0)
-
-
-def run_distil(args: argparse.Namespace) -> int:
-    """Distil and save a light encoder."""
-    import torch
-    from asymcir_protos import Preprocessing
-
-    from asymcir_training.checkpoints import save_light_encoder
-    from asymcir_training.distil import DistilConfig, distil, embed_pictures
-    from asymcir_training.foundation import load_foundation
-    from asymcir_training.light import LightEncoder
-    from asymcir_training.loop import LoopConfig
-    from asymcir_training.pictures import load_folder
-
-    foundation = load_foundation(args.foundation, args.pretrained)
-    phrases, modifiers = _read_lines(args.phrases), _read_lines(args.modifiers)
-    config = DistilConfig(
-        batch=args.batch,
-        consistency_weight=1.0 if phrases and modifiers else 0.0,
-        identity_weight=0.5 if phrases else 0.0,
-    )
-    spec = Preprocessing(
-        size=args.size, interpolation="bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-    )
-    large, _, _ = load_folder(args.pictures, foundation.preprocessing, args.work / "pictures-foundation.npy")
-    small, paths, problems = load_folder(args.pictures, spec, args.work / "pictures-light.npy")
-    for problem in problems:
-        _LOG.warning("skipped: %s", problem)
-    _LOG.info(
-        "%d pictures; %d skipped; %d phrases, %d modifiers", len(paths), len(problems), len(phrases), len(modifiers)
-    )
-    teacher = embed_pictures(foundation, [large])
-    torch.manual_seed(args.seed)
-    student = LightEncoder(
-        args.backbone,
-        sentence_length=args.sentence_length,
-        word_width=foundation.word_width,
-        width=args.width,
-        preprocessing=spec,
-        pretrained=args.pretrained_backbone,
-    )
-    student.token_learner.anchor_to_words(foundation.word_embedding_table())
-    steps = args.epochs * max(1, len(paths) // args.batch)
-    loop = LoopConfig(folder=args.work / "distil", steps=steps, seed=args.seed)
-    distil(
-        student,
-        foundation,
-        pictures=[small],
-        teacher=teacher,
-        phrases=phrases,
-        modifiers=modifiers,
-        config=config,
-        loop=loop,
-    )
-    save_light_encoder(args.out, student, {"word_space": foundation.word_space(), "foundation": foundation.name})
-    print(f"light encoder: {args.out}")
-    return 0
-
-
-def run_union(args: argparse.Namespace) -> int:
-    """Train and save a UNION head."""
-    import numpy as np
-    import torch
-    from asymcir_protos import preprocess, read_image
-
-    from asymcir_training.checkpoints import load_light_encoder, save_union_head
-    from asymcir_training.distil import embed_pictures
-    from asymcir_training.errors import DataError
-    from asymcir_training.foundation import load_foundation
-    from asymcir_training.loop import LoopConfig
-    from asymcir_training.pictures import normalise_pixels
-    from asymcir_training.triplets import read_picture_triplets
-    from asymcir_training.union import UnionHead
-    from asymcir_training.union_training import UnionConfig, train_union_head
-
-    triplets = read_picture_triplets(args.triplets)
-    foundation = load_foundation(args.foundation, args.pretrained)
-    student, metadata = load_light_encoder(args.light)
-    if metadata.get("word_space") != foundation.word_space():
-        raise DataError(
-            f"the light encoder {args.light} is of the word space {str(metadata.get('word_space'))[:12]}, the "
-            f"foundation of {foundation.word_space()[:12]}: pass the foundation that it was distilled from"
+    for stage, what in _HELP.items():
+        child = stages.add_parser(
+            stage,
+            help=what,
+            description=f"{what[0].upper()}{what[1:]}. An interrupted run goes on where it stopped when it is started "
+            "again the same way. On several GPUs: torchrun --nproc-per-node N -m asymcir_edge train ...",
         )
-    targets = sorted({triplet.target for triplet in triplets})
-    numbers = {path: number for number, path in enumerate(targets)}
-    features = torch.cat(
-        [embed_pictures(foundation, [preprocess(read_image(path), foundation.preprocessing)[None]]) for path in targets]
-    )
-    queries = []
-    with torch.no_grad():
-        for triplet in triplets:
-            pixels = np.array(preprocess(read_image(triplet.reference), student.preprocessing))[None]
-            tokens = student(normalise_pixels(torch.from_numpy(pixels), student.preprocessing))
-            queries.append(foundation.compose_query(tokens, [triplet.modifier]))
-    steps = args.epochs * max(1, len(triplets) // args.batch)
-    torch.manual_seed(args.seed)
-    head = UnionHead(foundation.embedding_width)
-    train_union_head(
-        head,
-        queries=torch.cat(queries),
-        image_features=features,
-        null_features=foundation.encode_null().detach(),
-        targets=torch.tensor([numbers[triplet.target] for triplet in triplets]),
-        answers=torch.arange(len(targets)),
-        config=UnionConfig(batch=args.batch),
-        loop=LoopConfig(folder=args.work / "union", steps=steps, seed=args.seed),
-    )
-    save_union_head(args.out, head, {"word_space": foundation.word_space(), "foundation": foundation.name})
-    print(f"UNION head: {args.out}")
+        _, metavar, count, meaning = _INPUTS[stage]
+        child.add_argument("inputs", nargs=count, metavar=metavar, help=meaning)
+        child.add_argument("--config", type=Path, help="TOML file; --print-config writes one")
+        child.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides")
+        child.add_argument("--print-config", action="store_true", help="print every key, its default and its meaning")
+        for name, (key, meaning) in {**_OPTIONS[stage], **_COMMON}.items():
+            child.add_argument(f"--{name}", metavar=key.rpartition(".")[2].upper(), help=meaning)
+        for name, (_, meaning) in {**_SWITCHES[stage], **_COMMON_SWITCHES}.items():
+            child.add_argument(f"--{name}", action="store_true", help=meaning)
+        child.set_defaults(run=_run, log_level=logging.INFO)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from asymcir_training import runs, stages
+    from asymcir_training.config import load_config, render_config
+    from asymcir_training.devices import stop_processes
+
+    kinds: dict[str, tuple[type, Callable[[Any], Path]]] = {
+        "foundation": (runs.FoundationRun, stages.train_foundation),
+        "distil": (runs.DistilRun, stages.train_distil),
+        "union": (runs.UnionRun, stages.train_union),
+    }
+    kind, train = kinds[args.stage]
+    if args.print_config:
+        print(render_config(kind), end="")
+        return 0
+    config = load_config(kind, args.config, [*_spell_options(args), *args.overrides])
+    try:
+        out = train(config)
+    finally:
+        stop_processes()
+    print(f"{args.stage}: {out}")
     return 0
 
 
-def _read_lines(path: Path | None) -> list[str]:
-    from asymcir_training.errors import DataError
-
-    if path is None:
-        return []
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as exc:
-        raise DataError(f"cannot read {path}: {exc}") from exc
-    return [line for line in lines if line]
+def _spell_options(args: argparse.Namespace) -> list[str]:
+    """Write the options that were given as overrides."""
+    found = []
+    # As TOML texts: a folder may be named 2026, and what is to be a number is read as one.
+    if args.inputs:
+        found.append(f"{_INPUTS[args.stage][0]}={json.dumps(args.inputs, ensure_ascii=False)}")
+    for name, (key, _) in {**_OPTIONS[args.stage], **_COMMON}.items():
+        value = getattr(args, name.replace("-", "_"))
+        if value is not None:
+            found.append(f"{key}={json.dumps(value, ensure_ascii=False)}")
+    for name, (key, _) in {**_SWITCHES[args.stage], **_COMMON_SWITCHES}.items():
+        if getattr(args, name.replace("-", "_")):
+            found.append(f"{key}=true")
+    return found

@@ -1,12 +1,20 @@
 """Distil the light encoder and its token learner from the frozen foundation, on unlabeled images.
 
-GCD and LAR as the paper has them (LAR in its form for CLIP-like models), and composition consistency (ours).
+GCD and LAR as the paper has them (LAR by a matching encoder, or in its form for CLIP-like models, which have none), and
+composition consistency (ours).
 
-Notation: n pictures, b batch, L sentence tokens, D word-embedding width, E joint-embedding width, P phrases, R patches.
+The teacher sees the clean picture, once, before training; the student sees an augmented view of it and must still say
+what the teacher saw. That holds for every loss: an augmented view is a harder question with the same answer, and one
+pass of the large tower serves all epochs.
+
+Notation: n pictures, b batch over all processes, L sentence tokens, D word-embedding width, E joint-embedding width,
+P phrases, R patches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -15,49 +23,52 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asymcir_training.backbones import freeze_stages, mixed_styles
-from asymcir_training.digests import digest, digest_pictures
+from asymcir_training.data.sources import ArrayPictures, PictureSet
+from asymcir_training.digests import digest
+from asymcir_training.embedding import embed_phrases
 from asymcir_training.errors import DataError
+from asymcir_training.execution import Execution, Feed, Optimisation, RowFeed, Rows, pick
 from asymcir_training.foundation import Foundation
+from asymcir_training.itm import draw_hard_negatives, local_alignment_by_matching
 from asymcir_training.light import LightEncoder
-from asymcir_training.loop import LoopConfig, cosine_schedule, parameter_groups, run_steps
+from asymcir_training.loop import LoopConfig, RunSummary, run_steps
 from asymcir_training.losses import (
     composition_consistency,
     global_contrastive_distillation,
     local_alignment_regularization,
 )
-from asymcir_training.pictures import Augmentation, batch_at, draw_views, gather
-from asymcir_training.prompts import TOKENS_MODIFIER_PROMPT, TOKENS_PROMPT
+from asymcir_training.pictures import Augmentation, normalise_pixels
+from asymcir_training.prompts import TOKENS_MODIFIER_PROMPT
+from asymcir_training.schedule import parameter_groups
+from asymcir_training.symmetric import SymmetricEncoder
+
+_ROWS_AT_ONCE = 1024
+_SAMPLED_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistilConfig:
-    """Learning rates, batch, loss weights and augmentation of the distillation.
+    """Learning rates, batch, loss weights and augmentation of the distillation."""
 
-    Attributes:
-        gcd_weight, lar_weight, consistency_weight: of the three losses; 0 turns one off.
-        identity_weight: of cosine distance between text(tokens) and text("a photo of X"), without a modifier.
-        scale: inverse temperature of the in-batch contrasts.
-        nearest: the pseudo-caption X is drawn among this many nearest phrases.
-        phrase_scale: inverse temperature of that draw, over the phrases' cosines to the picture; 0 draws evenly.
-        frozen: modules of the backbone that stay as they are.
-        mix_after, mix_share: modules of the backbone after which styles are mixed, and in what share of the pictures.
-    """
-
-    batch: int = 96
+    batch: Annotated[int, "pictures of a step, over all processes"] = 96
     backbone_lr: float = 3e-4
     token_learner_lr: float = 1e-3
     weight_decay: float = 0.05
-    scale: float = 20.0
-    gcd_weight: float = 1.0
-    lar_weight: float = 0.0
-    consistency_weight: float = 1.0
-    identity_weight: float = 0.5
-    nearest: int = 1
-    phrase_scale: float = 0.0
-    clip_norm: float = 5.0
-    frozen: tuple[str, ...] = ()
-    mix_after: tuple[str, ...] = ()
-    mix_share: float = 0.5
+    scale: Annotated[float, "inverse temperature of the in-batch contrasts"] = 20.0
+    gcd_weight: Annotated[float, "of global contrastive distillation; 0 turns a loss off"] = 1.0
+    lar_weight: Annotated[float, "of local alignment regularization"] = 0.0
+    lar: Annotated[
+        Literal["late", "matching"], "late interaction with the teacher's patches, or BLIP's matching encoder"
+    ] = "late"
+    lar_group: Annotated[int, "pictures that LAR contrasts with one another; 0: the batch"] = 0
+    consistency_weight: Annotated[float, "of composition consistency; needs phrases and modifiers"] = 1.0
+    identity_weight: Annotated[float, 'of the distance of text(tokens) to text("a photo of X")'] = 0.5
+    nearest: Annotated[int, "the pseudo-caption X is drawn among this many nearest phrases"] = 1
+    phrase_scale: Annotated[float, "inverse temperature of that draw; 0 draws evenly"] = 0.0
+    clip_norm: Annotated[float, "longest gradient"] = 5.0
+    frozen: Annotated[tuple[str, ...], "modules of the backbone that stay as they are"] = ()
+    mix_after: Annotated[tuple[str, ...], "modules of the backbone after which styles are mixed"] = ()
+    mix_share: Annotated[float, "share of the pictures whose style is mixed"] = 0.5
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -65,174 +76,230 @@ class DistilConfig:
             raise DataError(f"expected a batch of 1 or more, got {self.batch}")
         if not 0.0 <= self.mix_share <= 1.0:
             raise DataError(f"expected mix_share from 0 to 1, got {self.mix_share}")
+        if self.lar_group < 0 or (self.lar_group and self.batch % self.lar_group):
+            raise DataError(f"expected lar_group to divide the batch of {self.batch}, got {self.lar_group}")
 
 
-@torch.no_grad()
-def embed_pictures(foundation: Foundation, pictures: Sequence[NDArray[np.uint8]], batch: int = 64) -> Tensor:
-    """Run the frozen visual tower over every picture: [n, E], not normalised."""
-    total = sum(len(array) for array in pictures)
-    found = []
-    for start in range(0, total, batch):
-        pixels = gather(pictures, np.arange(start, min(start + batch, total)))  # [b, 3, S, S]
-        found.append(foundation.encode_pixels(foundation.normalise_pixels(pixels.permute(0, 2, 3, 1))))
-    return torch.cat(found)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """What one forward pass takes.
 
+    Attributes:
+        inputs: augmented pixels [b_c, 3, S, S] uint8, or patches [b_c, R, E] for a symmetric encoder.
+        modifiers: one for each.
+        numbers: [b_c], the pictures.
+        teacher: [b_c, E], the teacher's features of them.
+    """
 
-@torch.no_grad()
-def embed_patches(foundation: Foundation, pictures: Sequence[NDArray[np.uint8]], batch: int = 64) -> Tensor:
-    """Run the frozen visual tower's patches over every picture: [n, R, E], float16, L2-normalised."""
-    total = sum(len(array) for array in pictures)
-    found = []
-    for start in range(0, total, batch):
-        pixels = gather(pictures, np.arange(start, min(start + batch, total)))
-        patches = foundation.encode_patches(foundation.normalise_pixels(pixels.permute(0, 2, 3, 1)))
-        found.append(functional.normalize(patches, dim=-1).half())
-    return torch.cat(found)
-
-
-@torch.no_grad()
-def embed_texts(foundation: Foundation, texts: Sequence[str], batch: int = 256) -> Tensor:
-    """Embed texts: [n, E], L2-normalised."""
-    found = [foundation.encode_text(texts[i : i + batch]) for i in range(0, len(texts), batch)]
-    return functional.normalize(torch.cat(found), dim=-1)
-
-
-def embed_phrases(foundation: Foundation, phrases: Sequence[str]) -> Tensor:
-    """Embed phrases as "a photo of X": [P, E], L2-normalised."""
-    return embed_texts(foundation, [TOKENS_PROMPT.format(tokens=phrase) for phrase in phrases])
+    inputs: Tensor
+    modifiers: Sequence[str]
+    numbers: NDArray[np.int64]
+    teacher: Tensor
 
 
 def distil(
-    student: LightEncoder,
+    student: LightEncoder | SymmetricEncoder,
     foundation: Foundation,
     *,
-    pictures: Sequence[NDArray[np.uint8]],
-    teacher: Tensor,
-    patches: Tensor | None = None,
+    pictures: PictureSet | Sequence[NDArray[np.uint8]],
+    kept: NDArray[np.int64] | None = None,
+    teacher: Rows,
+    patches: Rows | None = None,
     phrases: Sequence[str],
     modifiers: Sequence[str],
     config: DistilConfig,
     loop: LoopConfig,
-) -> None:
-    """Train the student in place.
+    execution: Execution | None = None,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+) -> RunSummary:
+    """Train the student in place; with an average of the weights, or a validation, it ends as that or as the best.
 
     Args:
-        student: its token learner should have been anchored to the word table.
+        student: its token learner should have been anchored to the word table. A symmetric one reads the patches
+            instead of the pictures.
         foundation: frozen.
-        pictures: arrays [n_i, S, S, 3] uint8, together n; S is the student's picture side.
-        teacher: [n, E], the frozen visual tower's features of the same pictures (of the clean view: the student sees an
-            augmented one and must still say what the teacher saw).
+        pictures: a set of pictures, or arrays [n_i, S, S, 3] uint8, S the student's picture side.
+        kept: [n], the numbers of the pictures to train on; None takes all.
+        teacher: [n, E], the frozen visual tower's features of those pictures, of the clean view.
         patches: [n, R, E], its patch features of the same view, for LAR.
         phrases: the text bank that pseudo-captions come from.
         modifiers: the changes that composition consistency draws from.
-        config, loop: see their classes.
+        config, loop, execution: see their classes.
+        validate: takes the encoder to measure, in eval mode; returns figures.
 
     Raises:
         DataError: a loss that is on lacks its phrases, modifiers or patches.
 
     Source: ISA, arXiv:2403.01431, for GCD and LAR; composition consistency is ours.
     """
-    _check_inputs(config, phrases, modifiers, patches)
-    bank = embed_phrases(foundation, phrases) if phrases else teacher.new_zeros(1, teacher.shape[1])
+    _check_inputs(config, phrases, modifiers, patches, symmetric=isinstance(student, SymmetricEncoder))
+    execution = execution or Execution()
+    device = execution.processes.device
+    shown = ArrayPictures(pictures) if isinstance(pictures, Sequence) else pictures
+    rows = np.arange(len(shown)) if kept is None else kept
+    bank = embed_phrases(foundation, phrases) if phrases else torch.zeros(1, teacher.shape[1], device=device)
+    bank_of_modifiers = [*modifiers] or [""]
     nearest, shares = nearest_phrases(teacher, bank, min(config.nearest, len(bank)), config.phrase_scale)
+    late = config.lar_weight > 0.0 and config.lar == "late"
+    light = student if isinstance(student, LightEncoder) else None
     student.train()
-    freeze_stages(student.backbone, config.frozen)
-    student.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(
-            {student.backbone: config.backbone_lr, student.token_learner: config.token_learner_lr},
-            weight_decay=config.weight_decay,
-        ),
-        eps=1e-6,
+    student.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rates: dict[nn.Module, float] = {student.token_learner: config.token_learner_lr}
+    if light is not None:
+        freeze_stages(light.backbone, config.frozen)
+        rates[light.backbone] = config.backbone_lr
+    optimisation = Optimisation(
+        student,
+        parameter_groups(rates, weight_decay=config.weight_decay),
+        execution=execution,
+        clip_norm=config.clip_norm,
+        steps=loop.steps,
     )
+    feed: Feed | RowFeed
+    if light is None:
+        assert patches is not None
+        feed = RowFeed(patches, seed=loop.seed, batch=config.batch, execution=execution)
+    else:
+        feed = Feed(
+            shown,
+            rows,
+            spec=student.preprocessing,
+            augmentation=config.augmentation,
+            seed=loop.seed,
+            batch=config.batch,
+            steps=loop.steps,
+            execution=execution,
+        )
+
+    def encode(inputs: Tensor) -> Tensor:
+        if light is None:
+            return student.from_patches(inputs)
+        pixels = normalise_pixels(inputs.to(device).permute(0, 2, 3, 1), student.preprocessing)
+        return light(pixels.contiguous(memory_format=torch.channels_last))
+
+    def represent(part: _Part) -> dict[str, Tensor]:
+        tokens = encode(part.inputs)  # [b_c, L, D]
+        said, places = foundation.compose_with_tokens(tokens)
+        found = {"said": said}
+        if late:
+            found["places"] = places
+        elif config.lar_weight:
+            found["matching"] = _match(foundation, tokens, said, shown, part)
+        if config.consistency_weight:
+            found["composed"] = foundation.compose_query(tokens, part.modifiers)
+        return found
 
     def step(number: int) -> dict[str, float]:
-        cosine_schedule(optimizer, number=number, steps=loop.steps, warmup=min(100, loop.steps // 10 + 1))
-        index = batch_at(len(teacher), config.batch, seed=loop.seed, number=number)
-        tokens = student(draw_views(pictures, index, config.augmentation, student.preprocessing))  # [b, L, D]
-        losses = sentence_losses(
-            foundation,
-            tokens,
-            teacher=teacher[index],
-            patches=None if patches is None else patches[index],
-            chosen=nearest[index].gather(1, torch.multinomial(shares[index], 1))[:, 0],
-            bank=bank,
-            phrases=phrases,
-            modifiers=modifiers,
-            config=config,
+        batch = feed.take(number)
+        draw = torch.Generator().manual_seed(loop.seed * 1_000_003 + number)
+        chosen = _draw_phrases(nearest[batch.whole], shares[batch.whole], draw)
+        drawn = [bank_of_modifiers[i] for i in torch.randint(len(bank_of_modifiers), (len(chosen),), generator=draw)]
+        own = execution.own_rows(len(chosen))
+        described = None
+        if config.consistency_weight:
+            pairs = zip(chosen[own], drawn[own], strict=True)
+            texts = [TOKENS_MODIFIER_PROMPT.format(tokens=phrases[i], modifier=text) for i, text in pairs]
+            described = execution.processes.gather(execution.encode_texts(foundation, texts))
+        facing = pick(teacher, batch.index, device)
+        parts = [
+            _Part(
+                inputs=batch.pixels[part],
+                modifiers=drawn[own][part],
+                numbers=rows[batch.index[part]],
+                teacher=facing[part],
+            )
+            for part in execution.split(len(batch.whole))
+        ]
+        targets = Targets(
+            teacher=pick(teacher, batch.whole, device),
+            patches=pick(patches, batch.whole, device) if patches is not None and late else None,
+            named=bank[chosen],
+            described=described,
         )
-        loss = torch.stack([weight * value for weight, value in losses.values()]).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
-        optimizer.step()
-        return {name: value.item() for name, (_, value) in losses.items()} | {"norm": norm.item()}
+        return optimisation.step(number, represent, parts, lambda said: sentence_losses(said, targets, config)) | {
+            "waited_s": batch.waited_s
+        }
 
-    inputs = {"features": teacher} | ({} if patches is None else {"patches": patches})
     identity = {
         "trainer": "distil",
         "config": asdict(config),
         "student": student.config,
         "word_space": foundation.word_space(),
-        "pictures": digest_pictures(pictures),
-        "teacher": digest(weights=inputs, facts={"phrases": [*phrases], "modifiers": [*modifiers]}),
+        "pictures": shown.digest,
+        "teacher": _digest_teacher(teacher, patches, phrases, modifiers),
         "start": digest(weights=student.state_dict(), facts={}),
     }
-    with mixed_styles(student.backbone, config.mix_after, config.mix_share):
-        run_steps(loop, identity=identity, parts={"student": student, "optimizer": optimizer}, step=step)
-    student.eval()
+    mixing = nullcontext() if light is None else mixed_styles(light.backbone, config.mix_after, config.mix_share)
+    with mixing:
+        summary = run_steps(
+            loop,
+            identity=identity,
+            parts={"student": student, **optimisation.parts()},
+            step=step,
+            prepare=feed.start if isinstance(feed, Feed) else None,
+            describe=feed.describe if isinstance(feed, Feed) else None,
+            validate=None if validate is None else lambda _: optimisation.measure(validate),
+            best_parts={"model": optimisation.averaged},
+            processes=execution.processes,
+        )
+    optimisation.finish(loop, summary)
+    return summary
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Targets:
+    """What the sentences of a batch are held against.
+
+    Attributes:
+        teacher: [b, E], image features of the same pictures.
+        patches: [b, R, E], or None without LAR.
+        named: [b, E], text("a photo of X"), X the phrase that stands for each picture.
+        described: [b, E], text features of X with the drawn modifier, or None without composition consistency.
+    """
+
+    teacher: Tensor
+    patches: Tensor | None
+    named: Tensor
+    described: Tensor | None
 
 
 def sentence_losses(
-    foundation: Foundation,
-    tokens: Tensor,
-    *,
-    teacher: Tensor,
-    patches: Tensor | None,
-    chosen: Tensor,
-    bank: Tensor,
-    phrases: Sequence[str],
-    modifiers: Sequence[str],
-    config: DistilConfig,
+    said: Mapping[str, Tensor], targets: Targets, config: DistilConfig
 ) -> dict[str, tuple[float, Tensor]]:
     """Compute the losses of one batch of sentences.
 
     Args:
-        foundation: frozen.
-        tokens: [b, L, D], from the student.
-        teacher: [b, E], image features of the same pictures.
-        patches: [b, R, E], or None without LAR.
-        chosen: [b], the phrase of the bank that stands for each picture.
-        bank: [P, E], the phrases' embeddings.
-        phrases, modifiers, config: as for `distil`.
+        said: `said` [b, E], text features of the sentences; `places` [b, L, E], what the text tower made of each
+            token, for LAR, or `matching` [b], LAR's terms from a matching encoder; `composed` [b, E], the sentences
+            with their modifiers, for composition consistency.
+        targets, config: see their classes.
 
     Returns:
         Name -> (weight, scalar), of the losses that are on.
     """
     found: dict[str, tuple[float, Tensor]] = {}
-    said, places = foundation.compose_with_tokens(tokens)
+    if "matching" in said:
+        found["lar"] = config.lar_weight, said["matching"].mean()
     if config.gcd_weight:
-        found["gcd"] = config.gcd_weight, global_contrastive_distillation(said, teacher, config.scale)
-    if config.lar_weight and patches is not None:
-        found["lar"] = config.lar_weight, local_alignment_regularization(places, patches.float(), config.scale)
+        found["gcd"] = config.gcd_weight, global_contrastive_distillation(said["said"], targets.teacher, config.scale)
+    if "places" in said and targets.patches is not None:
+        group = config.lar_group or len(targets.patches)
+        terms = [
+            local_alignment_regularization(places, patches.float(), config.scale)
+            for places, patches in zip(said["places"].split(group), targets.patches.split(group), strict=True)
+        ]
+        found["lar"] = config.lar_weight, torch.stack(terms).mean()
     if config.identity_weight:
-        distance = 1.0 - functional.cosine_similarity(said, bank[chosen], dim=-1).mean()
+        distance = 1.0 - functional.cosine_similarity(said["said"], targets.named, dim=-1).mean()
         found["identity"] = config.identity_weight, distance
-    if config.consistency_weight:
-        drawn = [modifiers[i] for i in torch.randint(len(modifiers), (len(tokens),)).tolist()]
-        with torch.no_grad():
-            described = foundation.encode_text(
-                [
-                    TOKENS_MODIFIER_PROMPT.format(tokens=phrases[i], modifier=text)
-                    for i, text in zip(chosen.tolist(), drawn, strict=True)
-                ]
-            )
-        composed = foundation.compose_query(tokens, drawn)
-        found["consistency"] = config.consistency_weight, composition_consistency(composed, described, config.scale)
+    if config.consistency_weight and targets.described is not None:
+        consistency = composition_consistency(said["composed"], targets.described, config.scale)
+        found["consistency"] = config.consistency_weight, consistency
     return found
 
 
-def nearest_phrases(teacher: Tensor, bank: Tensor, count: int, scale: float = 0.0) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def nearest_phrases(teacher: Rows, bank: Tensor, count: int, scale: float = 0.0) -> tuple[Tensor, Tensor]:
     """Find the phrases nearest to each picture under the teacher.
 
     Args:
@@ -242,16 +309,49 @@ def nearest_phrases(teacher: Tensor, bank: Tensor, count: int, scale: float = 0.
         scale: inverse temperature of their shares.
 
     Returns:
-        Indices into the bank [n, count], nearest first, and their shares [n, count], which sum to 1.
+        Indices into the bank [n, count], nearest first, and their shares [n, count], which sum to 1; both on the CPU.
     """
-    normalised = functional.normalize(teacher, dim=-1)
-    found = [(part @ bank.T).topk(count, dim=1) for part in normalised.split(1024)]
-    shares = (scale * torch.cat([part.values for part in found])).softmax(dim=1)
-    return torch.cat([part.indices for part in found]), shares
+    indices, values = [], []
+    for start in range(0, len(teacher), _ROWS_AT_ONCE):
+        index = np.arange(start, min(start + _ROWS_AT_ONCE, len(teacher)))
+        part = functional.normalize(pick(teacher, index, bank.device).float(), dim=-1)
+        found = (part @ bank.T).topk(count, dim=1)
+        indices.append(found.indices.cpu())
+        values.append(found.values.cpu())
+    return torch.cat(indices), (scale * torch.cat(values)).softmax(dim=1)
+
+
+def _match(foundation: Foundation, tokens: Tensor, said: Tensor, pictures: PictureSet, part: _Part) -> Tensor:
+    """Compute LAR's terms by the matching encoder, [b_c]: it looks at the clean pictures, negatives come from the part.
+
+    The large encoder's states are nearly a megabyte a picture, so they are computed anew and not cached.
+    """
+    spec = foundation.preprocessing
+    pixels = torch.from_numpy(np.stack([pictures.decode(int(number), spec) for number in part.numbers]))
+    with torch.no_grad():
+        states = foundation.encode_image_states(foundation.normalise_pixels(pixels.to(tokens.device)))
+    negatives = draw_hard_negatives(said, part.teacher)
+    return local_alignment_by_matching(foundation, tokens, states, negatives)
+
+
+def _draw_phrases(nearest: Tensor, shares: Tensor, draw: torch.Generator) -> list[int]:
+    """Draw one of the nearest phrases for each picture of a batch: [b, count] each -> b indices into the bank."""
+    chosen: list[int] = nearest.gather(1, torch.multinomial(shares, 1, generator=draw))[:, 0].tolist()
+    return chosen
+
+
+def _digest_teacher(teacher: Rows, patches: Rows | None, phrases: Sequence[str], modifiers: Sequence[str]) -> str:
+    """Name the teacher's answers and the texts; of a large file of them, an even sample of rows."""
+    index = np.unique(np.linspace(0, len(teacher) - 1, min(len(teacher), _SAMPLED_ROWS)).astype(np.int64))
+    cpu = torch.device("cpu")
+    weights = {"features": pick(teacher, index, cpu)}
+    if patches is not None:
+        weights["patches"] = pick(patches, index, cpu)
+    return digest(weights=weights, facts={"rows": len(teacher), "phrases": [*phrases], "modifiers": [*modifiers]})
 
 
 def _check_inputs(
-    config: DistilConfig, phrases: Sequence[str], modifiers: Sequence[str], patches: Tensor | None
+    config: DistilConfig, phrases: Sequence[str], modifiers: Sequence[str], patches: Rows | None, *, symmetric: bool
 ) -> None:
     if not (config.gcd_weight or config.lar_weight or config.consistency_weight or config.identity_weight):
         raise DataError("every loss has weight 0: give at least one a weight")
@@ -259,5 +359,7 @@ def _check_inputs(
         raise DataError("composition consistency and identity need a text bank: give phrases, or set both weights to 0")
     if config.consistency_weight and not modifiers:
         raise DataError("composition consistency needs modifiers: give some, or set its weight to 0")
-    if config.lar_weight and patches is None:
-        raise DataError("LAR needs the teacher's patch features: give `embed_patches`, or set its weight to 0")
+    if symmetric and patches is None:
+        raise DataError("a symmetric encoder reads the teacher's patch features: give them")
+    if config.lar_weight and config.lar == "late" and patches is None:
+        raise DataError("LAR needs the teacher's patch features: give them, or set its weight to 0")

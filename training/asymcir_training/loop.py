@@ -1,37 +1,27 @@
-"""The loop that every trainer runs in: seeded steps, progress, a JSON-lines log, checkpoints, exact resume.
+"""The loop that every trainer runs in: seeded steps, validation, a log, states, exact resume.
 
 A step draws all its randomness from its own number, so a run that was interrupted and resumed takes the same steps as
-one that was not.
+one that was not. Where several processes share a run they all take every step; the main one writes, and all read.
 """
 
-import json
-import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from asymcir_protos.manifest import write_atomically
 from torch import nn
 
-from asymcir_training.errors import CheckpointError, TrainingError
+from asymcir_training.errors import TrainingError
+from asymcir_training.run_keeper import RunKeeper, all_finite
+from asymcir_training.run_state import Stateful
+from asymcir_training.stopping import catch_signals, exchange_signs
 
-_STATE = "state.pt"
-_LOG_FILE = "log.jsonl"
-_LOG = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from asymcir_training.devices import Processes
 
-
-class Stateful(Protocol):
-    """Anything with torch's state-dict pair."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> Any:
-        """Take the state."""
+WAITED = "waited_s"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,11 +29,16 @@ class LoopConfig:
     """How a trainer runs.
 
     Attributes:
-        folder: where state and log go.
+        folder: where states and log go.
         steps: optimiser steps in all.
         seed: of every random draw.
-        save_every: steps between states kept for resuming.
+        save_every: steps between states kept for resuming; one is kept before each validation, too.
         log_every: steps between log lines.
+        validate_every: steps between validations; 0: only after the last step.
+        best: figure of the validation whose largest value decides which weights `best/` keeps; "": none are kept.
+        tensorboard: write TensorBoard events beside the log.
+        curves: draw `curves.png` when the run ends.
+        allow_changes: go on although the identity changed.
     """
 
     folder: Path
@@ -51,10 +46,36 @@ class LoopConfig:
     seed: int = 0
     save_every: int = 200
     log_every: int = 20
+    validate_every: int = 0
+    best: str = ""
+    tensorboard: bool = False
+    curves: bool = True
+    allow_changes: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise TrainingError(f"expected 1 or more training steps, got {self.steps}: ask for at least one epoch")
+        for name, least in (("save_every", 1), ("log_every", 1), ("validate_every", 0)):
+            if getattr(self, name) < least:
+                raise TrainingError(f"expected {name} of {least} or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSummary:
+    """How a run ended.
+
+    Attributes:
+        steps: taken in all.
+        resumed_from: steps that earlier calls had taken.
+        best_step, best_figure: where the figure LoopConfig.best was the largest; None without one.
+        seconds: that this call took.
+    """
+
+    steps: int
+    resumed_from: int
+    best_step: int | None
+    best_figure: float | None
+    seconds: float
 
 
 def run_steps(
@@ -63,106 +84,83 @@ def run_steps(
     identity: Mapping[str, Any],
     parts: Mapping[str, Stateful],
     step: Callable[[int], dict[str, float]],
-) -> None:
+    prepare: Callable[[int], None] | None = None,
+    validate: Callable[[int], dict[str, float]] | None = None,
+    describe: Callable[[int], Mapping[str, Any]] | None = None,
+    processes: "Processes | None" = None,
+    best_parts: Mapping[str, Stateful] | None = None,
+) -> RunSummary:
     """Run `step(0) ... step(config.steps - 1)`, resuming where an earlier run of the same identity stopped.
 
     Args:
         config: see LoopConfig.
-        identity: what makes this run this run; a state of another identity is refused.
-        parts: name -> module or optimiser whose state is kept.
-        step: takes the step number, does one optimiser step, returns figures to log. Seeded before each call.
+        identity: what makes this run this run, nested plain values; a state of another identity is refused.
+        parts: name -> module, optimiser, gradient scaler or average whose state is kept.
+        step: takes the step number, does one optimiser step, returns figures to log. Seeded before each call, alike in
+            every process. The figure `waited_s` (time that the step waited for its data) is logged as a share.
+        prepare: called once before the first step, with its number.
+        validate: takes the number of steps done, returns figures; called in every process, the main one's count.
+        describe: names the batch of a step (of all processes), for `bad-batch.json`.
+        processes: that share the run; None for this one alone.
+        best_parts: what `best/` keeps; without it the modules among `parts`.
 
     Raises:
-        CheckpointError: the folder holds the state of another run.
-        TrainingError: a figure became NaN or infinite (return the gradient's norm as one); the state before is kept.
+        CheckpointError: the folder holds the state of another run or a damaged one, or the disk is full.
+        Interrupted: SIGINT or SIGTERM came: the step was finished and its state is kept.
+        TrainingError: a figure became NaN or infinite (return the gradient's norm as one, but not that of a step that a
+            gradient scaler left out); the state before is kept.
     """
-    config.folder.mkdir(parents=True, exist_ok=True)
-    # Plain JSON, so that what comes back from the file compares equal.
-    identity = json.loads(json.dumps({**identity, "steps": config.steps, "seed": config.seed}))
-    first = _resume(config.folder / _STATE, identity, parts)
-    _cut_log(config.folder / _LOG_FILE, first)
     started = time.monotonic()
-    for number in range(first, config.steps):
-        torch.manual_seed(config.seed * 1_000_003 + number)
-        figures = step(number)
-        if not all(math.isfinite(value) for value in figures.values()):
-            raise TrainingError(f"step {number} gave {figures}: lower the learning rate; the last good state is kept")
-        done = number + 1
-        if done % config.log_every == 0 or done == config.steps:
-            seconds = time.monotonic() - started
-            rate = (done - first) / seconds
-            left_s = (config.steps - done) / rate
-            line = {
-                "step": done,
-                **{name: round(value, 5) for name, value in figures.items()},
-                "steps_per_s": round(rate, 3),
-            }
-            with (config.folder / _LOG_FILE).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
-            shown = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
-            _LOG.info(
-                "%s %d/%d  %s  %.2f steps/s, %.0f s left", config.folder.name, done, config.steps, shown, rate, left_s
-            )
-        if done % config.save_every == 0 or done == config.steps:
-            _save(config.folder / _STATE, identity, parts, done)
-
-
-def cosine_schedule(optimizer: torch.optim.Optimizer, *, number: int, steps: int, warmup: int) -> float:
-    """Set every group's lr to its `peak_lr` times a linear warm-up and a cosine decay to 1%; return the factor."""
-    if number < warmup:
-        factor = (number + 1) / warmup
-    else:
-        progress = (number - warmup) / max(1, steps - warmup)
-        factor = 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress))
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
-    return factor
-
-
-def parameter_groups(modules: Mapping[nn.Module, float], *, weight_decay: float) -> list[dict[str, Any]]:
-    """Make AdamW groups: a peak lr per module, no decay on biases, norms and single vectors."""
-    groups: list[dict[str, Any]] = []
-    for module, peak_lr in modules.items():
-        trained = [value for value in module.parameters() if value.requires_grad]
-        for decay, values in (
-            (weight_decay, [value for value in trained if value.ndim > 1]),
-            (0.0, [value for value in trained if value.ndim <= 1]),
-        ):
-            if values:
-                groups.append({"params": values, "lr": peak_lr, "peak_lr": peak_lr, "weight_decay": decay})
-    return groups
-
-
-def _cut_log(path: Path, done: int) -> None:
-    """Keep the log lines of the steps taken as done; an interrupted run wrote further ones, which come again."""
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_atomically(path, "".join(line for line in lines if json.loads(line)["step"] <= done))
-
-
-def _resume(path: Path, identity: Mapping[str, Any], parts: Mapping[str, Stateful]) -> int:
-    if not path.is_file():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["identity"] != identity:
-        changed = sorted(
-            key for key in {*identity, *state["identity"]} if identity.get(key) != state["identity"].get(key)
-        )
-        raise CheckpointError(
-            f"{path} is the state of another run (differs in {', '.join(changed)}): pass another folder, or remove it"
-        )
-    for name, part in parts.items():
-        part.load_state_dict(state["parts"][name])
-    _LOG.info("resuming %s at step %d", path.parent.name, state["done"])
-    return int(state["done"])
-
-
-def _save(path: Path, identity: Mapping[str, Any], parts: Mapping[str, Stateful], done: int) -> None:
-    temporary = path.with_suffix(".tmp")
-    state = {
-        "identity": dict(identity),
-        "done": done,
-        "parts": {name: part.state_dict() for name, part in parts.items()},
-    }
-    torch.save(state, temporary)
-    temporary.replace(path)
+    if best_parts is None:
+        best_parts = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    run = RunKeeper(
+        config, identity=identity, parts=parts, best_parts=best_parts, validate=validate, processes=processes
+    )
+    first = run.resume()
+    try:
+        with catch_signals() as stop:
+            if prepare is not None:
+                prepare(first)
+            if run.owes_validation(first):
+                run.validate()
+            for number in range(first, config.steps):
+                torch.manual_seed(config.seed * 1_000_003 + number)
+                try:
+                    figures = dict(step(number))
+                except Exception as exc:
+                    if not stop.signal_number:
+                        raise
+                    # A signal to the whole process group also ends the workers that feed the step.
+                    raise run.make_interrupted(stop.signal_number, f"step {number} failed meanwhile: {exc}") from exc
+                waited_s = figures.pop(WAITED, None)
+                signs = exchange_signs(
+                    processes,
+                    signal_number=stop.signal_number,
+                    bad=not all_finite(figures),
+                    waited_s=waited_s or 0.0,
+                )
+                if signs.bad_ranks:
+                    raise run.make_bad(number, figures, signs.bad_ranks, describe)
+                done = number + 1
+                if run.log is not None:
+                    if waited_s is not None:
+                        run.log.add_wait(signs.waited_s)
+                    if done % config.log_every == 0 or done == config.steps:
+                        run.log.write_step(done, figures)
+                owed = run.owes_validation(done)
+                if done % config.save_every == 0 or done == config.steps or owed or signs.signal_number:
+                    run.save(done)
+                if signs.signal_number:
+                    raise run.make_interrupted(signs.signal_number)
+                if owed:
+                    run.validate()
+    finally:
+        if run.log is not None:
+            run.log.close(curves=config.curves)
+    return RunSummary(
+        steps=run.record.done,
+        resumed_from=first,
+        best_step=run.record.best_step,
+        best_figure=run.record.best_figure,
+        seconds=time.monotonic() - started,
+    )

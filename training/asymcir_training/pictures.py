@@ -1,22 +1,18 @@
-"""Pictures for training: one array in memory or on disk, augmented on the fly.
+"""Pictures as tensors: the order of batches, random views, normalisation.
 
 Notation: n pictures, b batch, S picture side.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from asymcir_protos import ImageError, Preprocessing, preprocess, read_image
+from asymcir_protos import Preprocessing
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-
-from asymcir_training.errors import DataError
-
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,87 +43,61 @@ class Augmentation:
     grey: float = 0.0
 
 
-def load_folder(folder: Path, spec: Preprocessing, store: Path) -> tuple[NDArray[np.uint8], list[Path], list[str]]:
-    """Read every picture below a folder, once, into a memory-mapped file.
-
-    Args:
-        folder: searched recursively.
-        spec: how pictures come in.
-        store: the file, 3 * S * S bytes a picture; replaced.
-
-    Returns:
-        pictures [n, S, S, 3], their paths, and one line for each file that could not be read.
-
-    Raises:
-        DataError: no usable picture.
-    """
-    candidates = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    paths: list[Path] = []
-    problems: list[str] = []
-    if candidates:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        shape = (len(candidates), spec.size, spec.size, 3)
-        pictures = np.lib.format.open_memmap(store, mode="w+", dtype=np.uint8, shape=shape)
-        for path in candidates:
-            try:
-                pictures[len(paths)] = preprocess(read_image(path), spec)
-                paths.append(path)
-            except ImageError as exc:
-                problems.append(str(exc))
-    if not paths:
-        raise DataError(
-            f"no usable picture below {folder} ({len(problems)} unreadable): expected PNG, JPEG, WebP files"
-        )
-    return pictures[: len(paths)], paths, problems
-
-
 def batch_at(count: int, size: int, *, seed: int, number: int) -> NDArray[np.int64]:
     """Return the batch of one step, so that a resumed run sees what an uninterrupted one would."""
     per_epoch = max(1, count // size)
     epoch, place = divmod(number, per_epoch)
-    order = np.random.default_rng((seed, epoch)).permutation(count)
-    return order[place * size : (place + 1) * size]
+    return _epoch_order(count, seed, epoch)[place * size : (place + 1) * size].copy()
 
 
-def augment(pixels: Tensor, config: Augmentation) -> Tensor:
+@functools.lru_cache(maxsize=2)  # of a million pictures an order takes 15 ms, as long as a step of a small student
+def _epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def augment(pixels: Tensor, config: Augmentation, generator: torch.Generator | None = None) -> Tensor:
     """Draw a random view of each picture, the border continued outwards.
 
     Args:
         pixels: [b, 3, S, S], float in [0, 255].
+        generator: of the draws; without it torch's own.
 
     Returns:
         The same shape and range.
     """
     count = pixels.shape[0]
     low, high = config.scale
-    zoom = torch.empty(count).uniform_(low, high)
-    angle = torch.deg2rad(torch.empty(count).uniform_(-config.rotation_degrees, config.rotation_degrees))
-    shift = torch.empty(count, 2).uniform_(-config.shift, config.shift) * 2.0
+    draw = functools.partial(_draw_uniform, generator=generator)
+    zoom = draw((count,), low, high)
+    angle = torch.deg2rad(draw((count,), -config.rotation_degrees, config.rotation_degrees))
+    shift = draw((count, 2), -config.shift, config.shift) * 2.0
     cosine, sine = angle.cos() / zoom, angle.sin() / zoom
     matrix = torch.stack(
         [torch.stack([cosine, -sine, shift[:, 0]], dim=1), torch.stack([sine, cosine, shift[:, 1]], dim=1)], dim=1
     )  # [b, 2, 3]
     grid = functional.affine_grid(matrix, list(pixels.shape), align_corners=False)
     view = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    gain = torch.empty(count, 1, 1, 1).uniform_(1.0 - config.brightness, 1.0 + config.brightness)
-    view = _change_colours(view * gain, config)
+    gain = draw((count, 1, 1, 1), 1.0 - config.brightness, 1.0 + config.brightness)
+    view = _change_colours(view * gain, config, generator)
     if config.blur:
         soft = functional.interpolate(functional.avg_pool2d(view, 2), size=view.shape[-2:], mode="bilinear")
-        view = torch.where(torch.rand(count, 1, 1, 1) < config.blur, soft, view)
+        view = torch.where(draw((count, 1, 1, 1), 0.0, 1.0) < config.blur, soft, view)
     if config.noise:
-        view = view + 255.0 * config.noise * torch.rand(count, 1, 1, 1) * torch.randn_like(view)
+        deviation = 255.0 * config.noise * draw((count, 1, 1, 1), 0.0, 1.0)
+        view = view + deviation * torch.randn(view.shape, generator=generator)
     view = view.clamp(0.0, 255.0)
-    grey = torch.rand(count, 1, 1, 1) < config.grey
+    grey = draw((count, 1, 1, 1), 0.0, 1.0) < config.grey
     return torch.where(grey, view.mean(dim=1, keepdim=True), view)
 
 
-def _change_colours(view: Tensor, config: Augmentation) -> Tensor:
+def _change_colours(view: Tensor, config: Augmentation, generator: torch.Generator | None) -> Tensor:
     """Turn the hue, stretch the saturation around grey and the contrast around the mean, each picture by its own."""
     if not (config.contrast or config.saturation or config.hue_degrees):
         return view
     count = view.shape[0]
-    angle = torch.deg2rad(torch.empty(count).uniform_(-config.hue_degrees, config.hue_degrees))
-    stretch = torch.empty(count).uniform_(1.0 - config.saturation, 1.0 + config.saturation)
+    draw = functools.partial(_draw_uniform, generator=generator)
+    angle = torch.deg2rad(draw((count,), -config.hue_degrees, config.hue_degrees))
+    stretch = draw((count,), 1.0 - config.saturation, 1.0 + config.saturation)
     # A rotation about the grey axis (Rodrigues), scaled off that axis.
     onto_grey = torch.full((3, 3), 1.0 / 3.0)
     cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / 3.0**0.5
@@ -135,7 +105,11 @@ def _change_colours(view: Tensor, config: Augmentation) -> Tensor:
     matrix = onto_grey + stretch[:, None, None] * turn  # [b, 3, 3]
     view = torch.einsum("bij,bjhw->bihw", matrix, view)
     mean = view.mean(dim=(1, 2, 3), keepdim=True)
-    return mean + torch.empty(count, 1, 1, 1).uniform_(1.0 - config.contrast, 1.0 + config.contrast) * (view - mean)
+    return mean + draw((count, 1, 1, 1), 1.0 - config.contrast, 1.0 + config.contrast) * (view - mean)
+
+
+def _draw_uniform(shape: tuple[int, ...], low: float, high: float, *, generator: torch.Generator | None) -> Tensor:
+    return torch.empty(shape).uniform_(low, high, generator=generator)
 
 
 def gather(sources: Sequence[NDArray[np.uint8]], index: NDArray[np.int64]) -> Tensor:
@@ -152,11 +126,3 @@ def normalise_pixels(pixels: Tensor, spec: Preprocessing) -> Tensor:
     mean = torch.tensor(spec.mean, device=pixels.device)
     std = torch.tensor(spec.std, device=pixels.device)
     return ((pixels.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
-
-
-def draw_views(
-    sources: Sequence[NDArray[np.uint8]], index: NDArray[np.int64], config: Augmentation, spec: Preprocessing
-) -> Tensor:
-    """Draw one augmented, normalised view of each picked picture: [b, 3, S, S], channels last in memory."""
-    views = augment(gather(sources, index), config)
-    return normalise_pixels(views.permute(0, 2, 3, 1), spec).contiguous(memory_format=torch.channels_last)

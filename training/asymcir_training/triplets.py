@@ -1,50 +1,35 @@
-"""Triplets from the user's own files: JSON lines with `reference`, `modifier` and `target`, paths beside the list."""
+"""A triplet of files: a picture, the change typed with it, and the picture or pictures that answer."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-
-from asymcir_training.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PictureTriplet:
-    """A picture, the change typed with it, and the picture that answers."""
+    """A picture, the change typed with it, and the picture that answers.
+
+    Attributes:
+        reference: the query picture, a photo or a sketch.
+        modifier: the change; empty where the picture alone asks.
+        target: the picture that training pulls the query to.
+        targets: further right answers, which evaluation accepts as well.
+        excluded: pictures that evaluation takes out of the ranking, beside the reference: other views of it.
+        identity: the record's own name in its file, empty where it has none.
+    """
 
     reference: Path
     modifier: str
     target: Path
+    targets: tuple[Path, ...] = ()
+    excluded: tuple[Path, ...] = ()
+    identity: str = ""
 
+    @property
+    def answers(self) -> tuple[Path, ...]:
+        """Every right answer, the target first, each once."""
+        return tuple(dict.fromkeys((self.target, *self.targets)))
 
-def read_picture_triplets(path: Path) -> list[PictureTriplet]:
-    """Read triplets; relative paths are taken from the list's own folder.
-
-    Raises:
-        DataError: no such list, a line that is not a triplet, or a picture that is not there.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise DataError(f"cannot read the triplets {path}: {exc}") from exc
-    triplets = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            triplet = PictureTriplet(
-                reference=path.parent / record["reference"],
-                modifier=str(record.get("modifier", "")),
-                target=path.parent / record["target"],
-            )
-        except (ValueError, KeyError, TypeError) as exc:
-            raise DataError(
-                f'{path}:{number}: expected {{"reference": PATH, "modifier": TEXT, "target": PATH}}, got {line[:80]!r}'
-            ) from exc
-        for picture in (triplet.reference, triplet.target):
-            if not picture.is_file():
-                raise DataError(f"{path}:{number}: there is no picture {picture}")
-        triplets.append(triplet)
-    if not triplets:
-        raise DataError(f"{path} holds no triplet")
-    return triplets
+    @property
+    def pictures(self) -> tuple[Path, ...]:
+        """Every picture that the triplet needs, the reference first, each once."""
+        return tuple(dict.fromkeys((self.reference, *self.answers, *self.excluded)))

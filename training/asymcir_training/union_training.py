@@ -3,16 +3,21 @@
 Notation: t triplets, m pictures, E joint-embedding width.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from asymcir_training.digests import digest
 from asymcir_training.errors import DataError
-from asymcir_training.loop import LoopConfig, cosine_schedule, parameter_groups, run_steps
+from asymcir_training.execution import Execution, Optimisation, Rows, pick
+from asymcir_training.loop import LoopConfig, run_steps
 from asymcir_training.losses import contrast
 from asymcir_training.pictures import batch_at
+from asymcir_training.schedule import parameter_groups
 from asymcir_training.union import UnionHead
 
 
@@ -24,11 +29,11 @@ class UnionConfig:
     warm-up.
     """
 
-    batch: int = 32
+    batch: Annotated[int, "triplets of a step, over all processes"] = 32
     lr: float = 1e-4
     weight_decay: float = 0.05
-    scale: float = 100.0
-    clip_norm: float = 5.0
+    scale: Annotated[float, "inverse temperature"] = 100.0
+    clip_norm: Annotated[float, "longest gradient"] = 5.0
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -38,13 +43,14 @@ class UnionConfig:
 def train_union_head(
     head: UnionHead,
     *,
-    queries: Tensor,
-    image_features: Tensor,
+    queries: Rows,
+    image_features: Rows,
     null_features: Tensor,
     targets: Tensor,
     answers: Tensor,
     config: UnionConfig,
     loop: LoopConfig,
+    execution: Execution | None = None,
 ) -> None:
     """Train the head in place so that each query's target representation is nearest among the batch.
 
@@ -55,7 +61,7 @@ def train_union_head(
         null_features: [1, E], un-normalised features of the null text.
         targets: [t], int64, the picture that answers each query.
         answers: [m], int64, which concept each picture shows: pictures of one concept in a batch are all right.
-        config, loop: see their classes.
+        config, loop, execution: see their classes.
 
     Raises:
         DataError: shapes that do not belong together.
@@ -65,34 +71,56 @@ def train_union_head(
             f"expected one target per query and one width, got queries {list(queries.shape)}, "
             f"targets {list(targets.shape)}, image features {list(image_features.shape)}"
         )
-    optimizer = torch.optim.AdamW(parameter_groups({head: config.lr}, weight_decay=config.weight_decay), eps=1e-6)
-    head.train()
+    execution = execution or Execution()
+    device = execution.processes.device
+    head.to(device).train()
+    optimisation = Optimisation(
+        head,
+        parameter_groups({head: config.lr}, weight_decay=config.weight_decay),
+        execution=execution,
+        clip_norm=config.clip_norm,
+        steps=loop.steps,
+    )
+
+    def represent(images: Tensor) -> dict[str, Tensor]:
+        target, gate = head(images, null_features.to(device).expand(len(images), -1))
+        return {"target": target, "gate": gate}
 
     def step(number: int) -> dict[str, float]:
-        cosine_schedule(optimizer, number=number, steps=loop.steps, warmup=min(100, loop.steps // 10 + 1))
-        index = torch.from_numpy(batch_at(len(targets), config.batch, seed=loop.seed, number=number))
-        chosen = targets[index]
-        target, gate = head(image_features[chosen], null_features.expand(len(index), -1))
-        same = answers[chosen][:, None] == answers[chosen][None, :]  # [b, b]
-        loss = contrast(queries[index], target, same, config.scale)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(head.parameters(), config.clip_norm)
-        optimizer.step()
-        return {"loss": loss.item(), "gate": gate.mean().item(), "norm": norm.item()}
+        whole = batch_at(len(targets), config.batch, seed=loop.seed, number=number)
+        chosen = targets[torch.from_numpy(whole)]  # [b]
+        same = (answers[chosen][:, None] == answers[chosen][None, :]).to(device)  # [b, b]
+        asked = pick(queries, whole, device).float()
+        own = chosen[execution.own_rows(len(whole))].numpy()
+        parts = [pick(image_features, own[part], device).float() for part in execution.split(len(whole))]
+        gates: list[float] = []
 
-    inputs = {
-        "queries": queries,
-        "images": image_features,
-        "null": null_features,
-        "targets": targets,
-        "answers": answers,
-    }
+        def losses(found: Mapping[str, Tensor]) -> dict[str, tuple[float, Tensor]]:
+            gates.append(found["gate"].mean().item())
+            return {"contrast": (1.0, contrast(asked, found["target"], same, config.scale))}
+
+        return optimisation.step(number, represent, parts, losses) | {"gate": gates[-1]}
+
     identity = {
         "trainer": "union",
         "config": asdict(config),
-        "inputs": digest(weights=inputs, facts={}),
+        "inputs": digest(
+            weights={
+                "queries": pick(queries, np.arange(len(queries)), torch.device("cpu")),
+                "images": pick(image_features, np.arange(len(image_features)), torch.device("cpu")),
+                "null": null_features,
+                "targets": targets,
+                "answers": answers,
+            },
+            facts={},
+        ),
         "start": digest(weights=head.state_dict(), facts={}),
     }
-    run_steps(loop, identity=identity, parts={"head": head, "optimizer": optimizer}, step=step)
-    head.eval()
+    summary = run_steps(
+        loop,
+        identity=identity,
+        parts={"head": head, **optimisation.parts()},
+        step=step,
+        processes=execution.processes,
+    )
+    optimisation.finish(loop, summary)

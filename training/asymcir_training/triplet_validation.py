@@ -1,0 +1,122 @@
+"""Recall of composed queries over triplets, measured while an encoder trains.
+
+Notation: t triplets, r reference pictures, N gallery size, S picture side, E joint-embedding width.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from asymcir_protos import Preprocessing
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from asymcir_training.foundation import Foundation
+from asymcir_training.picture_files import PictureFiles
+from asymcir_training.pictures import normalise_pixels
+from asymcir_training.triplet_features import gather_gallery
+from asymcir_training.triplets import PictureTriplet
+from asymcir_training.validation import measure_recall
+
+_BATCH = 64
+_LOG = logging.getLogger(__name__)
+
+
+class TripletValidation:
+    """Measures an encoder: calling it returns R@1, R@5 and R@10 of composed queries in a gallery of type `original`.
+
+    The gallery is what `gather_gallery` makes of the triplets and the folders, embedded once; a query's own reference
+    is taken out of its ranking.
+    """
+
+    def __init__(
+        self,
+        foundation: Foundation,
+        triplets: Sequence[PictureTriplet],
+        *,
+        gallery: Sequence[Path] = (),
+        spec: Preprocessing,
+        device: torch.device,
+    ) -> None:
+        """Embed the gallery and read the references.
+
+        Args:
+            foundation: frozen, on the device.
+            triplets: t of them.
+            gallery: folders to search in.
+            spec: how the encoder sees pictures.
+            device: to encode on.
+
+        Raises:
+            DataError: a folder without pictures.
+            ImageError: a picture of a triplet is corrupt.
+        """
+        self._foundation, self._spec, self._device = foundation, spec, device
+        found = gather_gallery(triplets, gallery)
+        self._answers, self._excluded = found.answers, found.excluded
+        self._gallery = functional.normalize(_embed(foundation, PictureFiles(found.paths), device), dim=-1)
+        self._modifiers = [triplet.modifier for triplet in triplets]
+        references = PictureFiles(list(dict.fromkeys(triplet.reference for triplet in triplets)))
+        places = {path: place for place, path in enumerate(references.paths)}
+        self._asked = np.asarray([places[triplet.reference] for triplet in triplets], dtype=np.int64)
+        self._pixels = np.stack([references.decode(number, spec) for number in range(len(references))])
+        _LOG.info("validation: %d queries in a gallery of %d", len(triplets), len(self._gallery))
+
+    @torch.no_grad()
+    def __call__(self, encoder: nn.Module) -> dict[str, float]:
+        """Measure an encoder in eval mode."""
+        queries = compose_queries(
+            encoder, self._foundation, self._pixels, self._asked, self._modifiers, spec=self._spec, device=self._device
+        )
+        return measure_recall(functional.normalize(queries, dim=-1).cpu(), self._gallery, self._answers, self._excluded)
+
+
+@torch.no_grad()
+def compose_queries(
+    encoder: nn.Module,
+    foundation: Foundation,
+    pixels: NDArray[np.uint8],
+    asked: NDArray[np.int64],
+    modifiers: Sequence[str],
+    *,
+    spec: Preprocessing,
+    device: torch.device,
+) -> Tensor:
+    """Compose queries from reference pictures and modifiers.
+
+    Args:
+        encoder: light or symmetric, in eval mode: normalised pixels -> sentence tokens.
+        foundation: frozen.
+        pixels: [r, S, S, 3].
+        asked: [t], the reference of each query.
+        modifiers: t; an empty one leaves the change away.
+        spec: to normalise with.
+        device: to encode on.
+
+    Returns:
+        [t, E], not normalised, on the CPU.
+    """
+    tokens = []
+    for start in range(0, len(pixels), _BATCH):
+        batch = torch.from_numpy(pixels[start : start + _BATCH]).to(device)
+        tokens.append(encoder(normalise_pixels(batch, spec)))
+    known = torch.cat(tokens)  # [r, L, D]
+    found = []
+    for start in range(0, len(asked), _BATCH):
+        part = torch.from_numpy(asked[start : start + _BATCH]).to(known.device)
+        found.append(foundation.compose_query(known[part], modifiers[start : start + _BATCH]).float().cpu())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def _embed(foundation: Foundation, pictures: PictureFiles, device: torch.device) -> Tensor:
+    found = []
+    for start in range(0, len(pictures), _BATCH):
+        numbers = range(start, min(start + _BATCH, len(pictures)))
+        pixels = np.stack([pictures.decode(number, foundation.preprocessing) for number in numbers])
+        batch = foundation.normalise_pixels(torch.from_numpy(pixels).to(device))
+        found.append(foundation.encode_pixels(batch).float().cpu())
+    return torch.cat(found)
