@@ -5,7 +5,7 @@ DEMO := .venv-demo
 PROTO := .venv-proto
 PROTO_FILE := protos/asymcir_protos/v1/retrieval.proto
 
-.PHONY: help install demo demo-assets emoji ablation check test proto proto-check bench bench-arm bench-device bench-training clean
+.PHONY: help install demo demo-assets emoji ablation check test proto proto-check bench bench-arm bench-device bench-server-sizes bench-training clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -81,6 +81,14 @@ bench-arm: $(DEV)/ready  ## Count the instructions of a query on an emulated ARM
 
 bench-training: $(DEV)/ready  ## Time distillation with and without the teacher cache, and UNION (ten minutes)
 	$(DEV)/bin/python -m asymcir_benchmarks.training --out benchmarks/results/training.json
+	$(DEV)/bin/python -m asymcir_benchmarks.docs
+
+bench-server-sizes: $(DEV)/ready  ## Write and time server towers, ViT-B/32 to ViT-H/14 (needs demo-assets; 12 GB of disk, 10 GB of memory)
+	$(DEV)/bin/python -m asymcir_export.server_sizes --out benchmarks/server/work --pictures demo/assets/queries \
+	  --foundation local-dir:demo/work/foundation --name demo --union demo/work/union-head --device demo/assets/device \
+	  --search-set demo/assets
+	$(DEV)/bin/python -m asymcir_benchmarks.server_sizes --models benchmarks/server/work \
+	  --out benchmarks/results/server-sizes.json
 	$(DEV)/bin/python -m asymcir_benchmarks.docs
 
 clean:  ## Remove the virtual environments and what the demo wrote

@@ -34,6 +34,10 @@ LARGE = "ViT-L/14 image tower"
 ENCODER_FILES = {"fp32": "encoder.onnx", "int8": "encoder.int8.onnx"}
 PEAK_FILE, PEAK_ROWS, PEAK_WIDTH = "int8-product.onnx", 512, 1024
 SENTENCE_LENGTH, WORD_WIDTH = 6, 768
+REASONS = "not verified"
+"""Kind of the result's details: backbone and writer -> why the export is not taken for the encoder."""
+
+FACTS_FILE = "backbones.json"
 _WARM_UP = 5
 _TYPES: Mapping[str, type[np.generic]] = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 _LOG = logging.getLogger(__name__)
@@ -50,10 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         figures = measure(args.models, args.vit_l14, rounds=args.rounds)
+        reasons = read_reasons(args.models)
     except AsymcirError as exc:
         print(f"error: {exc}", file=sys.stderr)  # noqa: T201
         return 1
-    write_result(args.out, figures=figures, command="make bench-device")
+    write_result(args.out, figures=figures, command="make bench-device", details={REASONS: reasons})
     return 0
 
 
@@ -75,7 +80,7 @@ def measure(folder: Path, large: Path | None, *, rounds: int) -> dict[str, float
     if large is not None:
         files[f"{LARGE}, fp32"] = large
     facts: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("*/backbones.json")):
+    for path in sorted(folder.glob(f"*/{FACTS_FILE}")):
         name = path.parent.name
         facts[name] = json.loads(path.read_text(encoding="utf-8"))
         for precision, file in ENCODER_FILES.items():
@@ -113,6 +118,16 @@ def measure(folder: Path, large: Path | None, *, rounds: int) -> dict[str, float
     return figures
 
 
+def read_reasons(folder: Path) -> dict[str, str]:
+    """Return why an export of a backbone is not verified: "BACKBONE, WRITER" -> reason."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob(f"*/{FACTS_FILE}")):
+        for writer, record in json.loads(path.read_text(encoding="utf-8")).items():
+            if isinstance(record, Mapping) and "reason" in record:
+                found[f"{path.parent.name}, {writer}"] = record["reason"]
+    return found
+
+
 def measure_memory(folder: Path) -> dict[str, float]:
     """Measure what opening each int8 encoder and running it adds to an interpreter that has imported numpy, MB.
 
@@ -148,14 +163,16 @@ def _peak_memory_mb(model: Path | None) -> float:
     return int(found.stdout) * 1024 / 1e6
 
 
-def time_in_turn(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def time_in_turn(
+    runs: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: int = _WARM_UP
+) -> dict[str, list[float]]:
     """Call each in turn, round after round: name -> milliseconds of every round after the warm-up."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(_WARM_UP + rounds):
+    for number in range(warm_up + rounds):
         for name, run in runs.items():
             started_s = time.perf_counter()
             run()
-            if number >= _WARM_UP:
+            if number >= warm_up:
                 times[name].append(1e3 * (time.perf_counter() - started_s))
     return times
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from asymcir_benchmarks.device import LARGE, PEER
+from asymcir_benchmarks.arm_subjects import NETWORK, PREPROCESSING
+from asymcir_benchmarks.device import LARGE, PEER, REASONS
 from asymcir_benchmarks.markdown import describe_source, make_table
 
 DEFAULT_BACKBONE = "mobilenetv4_conv_small_050"
@@ -23,6 +24,7 @@ _HEAD = (
     "ONNX verified",
     "Core ML verified",
 )
+_WRITERS = {"onnx": "ONNX", "fp16": "ONNX fp16", "int8": "ONNX int8", "coreml": "Core ML fp16"}
 _GOALS = (
     (f"{DEFAULT_BACKBONE}, int8, times faster than the peer", "at least", 20.0),
     (f"{DEFAULT_BACKBONE}, int8, times faster than {LARGE}", "at least", 400.0),
@@ -33,7 +35,7 @@ _GOALS = (
 
 
 def lay_out_backbones(record: Mapping[str, Any]) -> str:
-    """A row for each backbone, then the peers."""
+    """A row for each backbone, then the peers; below it why an export is not verified."""
     figures = record["figures"]
     names = [key.removesuffix(", parameters, M") for key in figures if key.endswith(", parameters, M")]
     rows = [list(_HEAD)]
@@ -50,7 +52,15 @@ def lay_out_backbones(record: Mapping[str, Any]) -> str:
         if f"{peer}, fp32, ms" in figures:
             times = [_number(figures.get(f"{peer}, {precision}, ms")) for precision in ("fp32", "int8")]
             rows.append([peer, *["-"] * 5, *times, *["-"] * 4])
-    return make_table(rows) + f"\n\n{describe_source(record)}"
+    return make_table(rows) + f"{_list_reasons(record)}\n\n{describe_source(record)}"
+
+
+def _list_reasons(record: Mapping[str, Any]) -> str:
+    lines = []
+    for key, reason in record.get("details", {}).get(REASONS, {}).items():
+        name, _, writer = key.rpartition(", ")
+        lines.append(f"- {name}, {_WRITERS.get(writer, writer)}: {reason}")
+    return "\n\nNot verified:\n\n" + "\n".join(lines) if lines else ""
 
 
 def lay_out_goals(record: Mapping[str, Any]) -> str:
@@ -67,18 +77,33 @@ def lay_out_goals(record: Mapping[str, Any]) -> str:
 
 
 def lay_out_arm(record: Mapping[str, Any]) -> str:
-    """A row for each model and precision that was counted."""
+    """A row for each model and precision that was counted, as a whole and without its preprocessing."""
     figures = record["figures"]
-    rows = [["model", "M instructions a query", "peer's / its", "least cosine with x86"]]
-    suffix = ", M instructions"
-    for key, value in figures.items():
-        name = key.removesuffix(suffix)
-        if name == key or ", from " in name:
-            continue
-        ratio = next((figures[found] for found in figures if found.startswith(f"{name}, instructions / ")), None)
-        times = _number(None if not ratio else 1.0 / ratio, "{:.1f}")
-        rows.append([name, f"{value:,.1f}", times, _number(figures.get(f"{name}, ARM to x86, min cosine"), "{:.5f}")])
+    suffix, agreement = ", M instructions", ", ARM to x86, min cosine"
+    counts = {key.removesuffix(suffix): value for key, value in figures.items() if key.endswith(suffix)}
+    ratios = {key.partition(", instructions / ")[0]: value for key, value in figures.items() if key not in counts}
+    rows = [
+        ["model", "M instructions a query", "peer's / its", f"{NETWORK}, M", "peer's / its", "least cosine with x86"]
+    ]
+    for key in sorted(counts, key=_by_model):
+        name, _, precision = key.rpartition(", ")
+        if name.endswith(f", {NETWORK}"):
+            continue  # in the row of the whole
+        alone = key if name == PEER else f"{name}, {NETWORK}, {precision}"
+        cells = []
+        for found in (None if name == PEER else key, alone):
+            # The preparation is a part of a query: beside a whole one it would look like a gain.
+            ratio = 0.0 if key.startswith(PREPROCESSING) else ratios.get(found or "", 0.0)
+            cells += [_number(counts.get(found or ""), "{:,.1f}"), _number(1.0 / ratio if ratio else None, "{:.1f}")]
+        cosines = [figures[found + agreement] for found in (key, alone) if found + agreement in figures]
+        rows.append([key, *cells, _number(min(cosines, default=None), "{:.5f}")])
     return make_table(rows) + f"\n\n{describe_source(record)}"
+
+
+def _by_model(key: str) -> tuple[int, str]:
+    """Sort the peer first, then the bundle and the preparation, then backbones by name."""
+    first = next((place for place, name in enumerate((PEER, "demo", PREPROCESSING)) if key.startswith(f"{name}, ")), 3)
+    return first, key
 
 
 def lay_out_selftest(record: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from asymcir_benchmarks.errors import BenchmarkError
 from asymcir_benchmarks.evaluate import CUTS, METHODS
 from asymcir_benchmarks.markdown import describe_source, make_table
 from asymcir_benchmarks.protocol import SKETCH_METHODS, TARGETS
+from asymcir_benchmarks.server_tables import lay_out_server_answers, lay_out_server_sizes
 from asymcir_benchmarks.tables import SKETCH_FIGURES, TARGET_FIGURES
 
 PAGES = (Path("README.md"), Path("demo/README.md"))
@@ -27,6 +28,8 @@ OPTIONAL_PAGES = (
     Path("benchmarks/README.md"),
     Path("docs/backbones.md"),
     Path("docs/raspberry-pi.md"),
+    Path("docs/server-sizes.md"),
+    Path("docs/training.md"),
 )
 """Filled where they are there."""
 RESULTS = Path("benchmarks/results")
@@ -210,6 +213,9 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "device-goals": ("device.json", lay_out_goals),
     "arm": ("arm.json", lay_out_arm),
     "arm-selftest": ("arm-selftest.json", lay_out_selftest),
+    "server-sizes": ("server-sizes.json", lay_out_server_sizes),
+    "server-answers": ("server-sizes.json", lay_out_server_answers),
+    "training": ("training.json", _recipe),
     "emojicir-goals": ("emojicir.json", _emojicir_goals),
     "emojicir-sketches": ("emojicir.json", _emojicir_sketches),
     "emojicir-targets": ("emojicir.json", _emojicir_targets),

@@ -13,11 +13,10 @@ from asymcir_training.cache import TeacherCache, visual_digest
 from asymcir_training.checkpoints import load_light_encoder, load_symmetric_encoder, load_transagg
 from asymcir_training.foundation import Foundation
 from asymcir_training.light import LightEncoder
-from asymcir_training.picture_files import PictureFiles
 from asymcir_training.symmetric import SymmetricEncoder
 from asymcir_training.transagg import TransAgg
 from asymcir_training.triplet_features import embed_modifiers
-from asymcir_training.triplet_validation import compose_queries
+from asymcir_training.triplet_validation import compose_triplets
 from asymcir_training.triplets import PictureTriplet
 from numpy.typing import NDArray
 from torch import Tensor
@@ -89,32 +88,13 @@ class QuerySystem:
         """
         modifiers = [triplet.modifier for triplet in triplets]
         if self._encoder is not None:
-            queries = self._compose(triplets, modifiers)
+            references = [triplet.reference for triplet in triplets]
+            queries = compose_triplets(self._encoder, self._foundation, references, modifiers)
         elif self._fusion is not None:
             queries = self._fuse(modifiers, cache, np.asarray(rows))
         else:
             queries = self._baseline(modifiers, torch.from_numpy(np.asarray(cache.embedding[np.asarray(rows)])))
         return functional.normalize(queries, dim=-1)
-
-    def _compose(self, triplets: Sequence[PictureTriplet], modifiers: Sequence[str]) -> Tensor:
-        assert self._encoder is not None
-        spec = self._encoder.preprocessing
-        found = []
-        for start in range(0, len(triplets), _BATCH):
-            part = triplets[start : start + _BATCH]
-            references = PictureFiles(list(dict.fromkeys(triplet.reference for triplet in part)))
-            places = {path: place for place, path in enumerate(references.paths)}
-            queries = compose_queries(
-                self._encoder,
-                self._foundation,
-                np.stack([references.decode(number, spec) for number in range(len(references))]),
-                np.asarray([places[triplet.reference] for triplet in part], dtype=np.int64),
-                modifiers[start : start + _BATCH],
-                spec=spec,
-                device=self._device,
-            )
-            found.append(queries)
-        return torch.cat(found)
 
     def _fuse(self, modifiers: Sequence[str], cache: TeacherCache, rows: NDArray[np.int64]) -> Tensor:
         assert self._fusion is not None and cache.patches is not None

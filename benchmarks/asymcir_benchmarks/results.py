@@ -10,19 +10,27 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from asymcir_protos.manifest import write_atomically
 
 
-def write_result(path: Path, *, figures: Mapping[str, float], command: str | None = None) -> None:
+def write_result(
+    path: Path,
+    *,
+    figures: Mapping[str, float],
+    command: str | None = None,
+    details: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
     """Write `benchmarks/results/NAME.json`.
 
     Args:
         path: the file; replaced atomically.
         figures: key with unit -> number, the peer's figure beside ours.
         command: how to get these figures again; the running command by default.
+        details: what is no number, by kind: why a check failed, which files were measured.
     """
-    record = {
+    record: dict[str, Any] = {
         "command": command or shlex.join(["asymcir", *sys.argv[1:]]),
         "version": version("asymcir"),
         "commit": _commit(),
@@ -30,6 +38,8 @@ def write_result(path: Path, *, figures: Mapping[str, float], command: str | Non
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "figures": dict(figures),
     }
+    if details:
+        record["details"] = {kind: dict(values) for kind, values in details.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 

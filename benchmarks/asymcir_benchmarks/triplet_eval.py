@@ -94,11 +94,19 @@ def evaluate_triplets(
     options: dict[str, Any] = {"workers": workers, "device": device}
     seen = build_teacher_cache(cache, foundation, PictureFiles(gallery.paths), patches=False, **options)
     rows = {int(number): row for row, number in enumerate(seen.kept)}  # of the gallery's numbers
-    # The reference is the first that a triplet excludes, the target the first that answers it.
+    # With folders the gallery may be of another kind than the queries, whose pictures are then no part of it.
+    references = PictureFiles(list(dict.fromkeys(triplet.reference for triplet in triplets)))
+    apart = bool(folders) or system.needs_patches
+    asking = (
+        build_teacher_cache(cache, foundation, references, patches=system.needs_patches, **options) if apart else seen
+    )
+    asked = references.paths if apart else gallery.paths
+    places = {asked[number].resolve(): row for row, number in enumerate(asking.kept.tolist())}
+    # The target is the first that answers a triplet.
     usable = [
         number
-        for number in range(len(triplets))
-        if gallery.excluded[number][0] in rows and gallery.answers[number][0] in rows
+        for number, triplet in enumerate(triplets)
+        if triplet.reference.resolve() in places and gallery.answers[number][0] in rows
     ]
     if not usable:
         raise BenchmarkError(f"none of {len(triplets)} triplets has pictures that can be read: see {seen.folder}")
@@ -107,13 +115,7 @@ def evaluate_triplets(
     kept = [triplets[number] for number in usable]
     answers = [[rows[row] for row in gallery.answers[number] if row in rows] for number in usable]
     excluded = [[rows[row] for row in gallery.excluded[number] if row in rows] for number in usable]
-    if system.needs_patches:
-        references = PictureFiles(list(dict.fromkeys(triplet.reference for triplet in kept)))
-        asking = build_teacher_cache(cache, foundation, references, patches=True, **options)
-        places = {references.paths[number]: row for row, number in enumerate(asking.kept.tolist())}
-        queries = system.encode(kept, asking, [places[triplet.reference] for triplet in kept])
-    else:
-        queries = system.encode(kept, seen, [rows[gallery.excluded[number][0]] for number in usable])
+    queries = system.encode(kept, asking, [places[triplet.reference.resolve()] for triplet in kept])
     targets = _represent(foundation, seen, target, head)
     ranks = rank_answers(queries, targets, answers, None if keep_reference else excluded)
     return TripletReport(ranks=ranks.numpy(), gallery_size=len(targets), unreadable=len(seen.problems))

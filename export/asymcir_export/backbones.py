@@ -3,14 +3,19 @@
     python -m asymcir_export.backbones --out FOLDER --pictures FOLDER
 
 Each is built as a light encoder of random weights (speed, size and parity do not need trained ones), written as ONNX
-fp32, ONNX int8 and Core ML fp16, and compared with PyTorch. `asymcir_benchmarks.device` times what is written here.
+in fp32, fp16 and int8 and as Core ML fp16, and compared with PyTorch. `asymcir_benchmarks.device` times what is
+written here, `asymcir_benchmarks.arm` counts its instructions: every ONNX file is there once more without the
+preprocessing, as the peers are.
 
-int8 of random weights says nothing about accuracy: its files are written for their size and speed.
+Lower precision of random weights says nothing about accuracy: its files are written for their size and speed.
+
+Notation: S picture side, L sentence tokens, D word-embedding width.
 """
 
 import argparse
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,21 +23,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from asymcir_protos import AsymcirError, preprocess
+from asymcir_protos import AsymcirError, Preprocessing, preprocess
 from asymcir_protos.manifest import write_atomically
 from asymcir_training import LightEncoder, normalise_pixels
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from asymcir_export.coreml_check import check_coreml
 from asymcir_export.coreml_variants import package_size_bytes
 from asymcir_export.coreml_writer import write_coreml
-from asymcir_export.device_graph import INPUT_NAME, PREPROCESSING_PREFIX, build_network_graph, join_preprocessing
+from asymcir_export.device_graph import (
+    INPUT_NAME,
+    PREPROCESSING_PREFIX,
+    build_network_graph,
+    build_preprocessing_graph,
+    cut_preprocessing,
+    join_preprocessing,
+)
 from asymcir_export.errors import ExportError
 from asymcir_export.onnx_writer import IR_VERSION, OPSET, write_onnx
 from asymcir_export.parity import encode_original, load_pictures
-from asymcir_export.peers import BACKBONE_SIZE, MOBILECLIP_S0, build_encoder, write_peer
-from asymcir_export.quantize import quantize_static_int8
+from asymcir_export.peers import MOBILECLIP_S0, write_peer
+from asymcir_export.quantize import quantize_static_int8, to_fp16
 from asymcir_export.variants import Source, measure_onnx
 
 BACKBONES = (
@@ -49,7 +61,18 @@ BACKBONES = (
     "tiny_vit_5m_224",
 )
 FACTS_FILE = "backbones.json"
+FORMAT = 2
+"""Raised when other files or graphs are written, so that a folder of older ones is not taken for done."""
+
+ENCODER_FILES = {"fp32": "encoder.onnx", "fp16": "encoder.fp16.onnx", "int8": "encoder.int8.onnx"}
+NETWORK_FILES = {"fp32": "network.onnx", "fp16": "network.fp16.onnx", "int8": "network.int8.onnx"}
+PREPROCESSING_FILE = "preprocessing.onnx"
 TOKEN_LEARNER_WIDTH = 256
+SENTENCE_LENGTH, WORD_WIDTH = 6, 768
+"""The words of CLIP ViT-L/14's text tower are 768 wide."""
+
+BACKBONE_SIZE = 224
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _COREML_PICTURES = 4
 _SEED = 0
 _LOG = logging.getLogger(__name__)
@@ -71,9 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (args.out / f"{MOBILECLIP_S0.file}.int8.onnx").is_file():
             write_peer(MOBILECLIP_S0, args.out, pictures)
         write_int8_product(args.out / "int8-product.onnx")
+        write_onnx(build_preprocessing_graph(imagenet_preprocessing(args.size)), args.out / PREPROCESSING_FILE)
         for name in args.backbone or BACKBONES:
             done = args.out / name / FACTS_FILE
-            if not done.is_file():
+            if not is_written(done, args.size):
                 facts = write_backbone(name, args.out / name, pictures, size=args.size)
                 write_atomically(done, json.dumps(facts, indent=2) + "\n")
             _LOG.info("%s: %s", name, json.loads(done.read_text(encoding="utf-8")))
@@ -84,7 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_backbone(name: str, folder: Path, pictures: Sequence[NDArray[np.uint8]], *, size: int) -> dict[str, Any]:
-    """Write `encoder.onnx`, `encoder.int8.onnx` and `encoder.mlpackage` of one backbone.
+    """Write ENCODER_FILES, NETWORK_FILES and `encoder.mlpackage` of one backbone.
+
+    The encoders take a picture [height, width, 3] uint8 of any size, as in a device bundle, the networks
+    `normalised_pixels` [1, 3, S, S]; both give sentence tokens [L, D].
 
     Args:
         name: timm backbone.
@@ -93,18 +120,19 @@ def write_backbone(name: str, folder: Path, pictures: Sequence[NDArray[np.uint8]
         size: S.
 
     Returns:
-        `parameters`, `size`, `width` of the token learner, and by writer ("onnx", "int8", "coreml") `verified` or the
-        reason why not, and `size_mb`.
+        `format`, `parameters`, `size`, `width` of the token learner, and by writer ("onnx", "fp16", "int8", "coreml")
+        `size_mb`, and of those that are compared with PyTorch whether they are `verified` or the `reason` why not.
 
     Raises:
         FoundationError: timm has no such backbone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    encoder = build_encoder(name, size=size, width=TOKEN_LEARNER_WIDTH)
+    encoder = build_encoder(name, size=size)
     spec = encoder.preprocessing
     squares = [preprocess(picture, spec) for picture in pictures]
     set_batch_statistics(encoder, squares)
     facts: dict[str, Any] = {
+        "format": FORMAT,
         "parameters": sum(value.numel() for value in encoder.parameters()),
         "size": size,
         "width": TOKEN_LEARNER_WIDTH,
@@ -112,18 +140,21 @@ def write_backbone(name: str, folder: Path, pictures: Sequence[NDArray[np.uint8]
     try:
         network = build_network_graph(encoder, torch.zeros(1, 3, size, size))
         graph = join_preprocessing(network, spec)
-        write_onnx(graph, folder / "encoder.onnx")
+        _write_both(graph, folder, "fp32", size)
         expected = encode_original(encoder, squares)
         source = Source(encoder=encoder, network=network, compared=squares, expected=expected, calibration=pictures)
-        record = measure_onnx(folder / "encoder.onnx", source, "fp32")
+        record = measure_onnx(folder / ENCODER_FILES["fp32"], source, "fp32")
         facts["onnx"] = {"verified": True, "cosine_min": record["cosine_min"], "size_mb": record["size_mb"]}
+        half = join_preprocessing(to_fp16(network), spec)
+        facts["fp16"] = {"size_mb": _write_both(half, folder, "fp16", size)}
         int8 = quantize_static_int8(graph, INPUT_NAME, pictures, keep_float=[PREPROCESSING_PREFIX])
-        write_onnx(int8, folder / "encoder.int8.onnx")
-        facts["int8"] = {"size_mb": (folder / "encoder.int8.onnx").stat().st_size / 1e6}
+        facts["int8"] = {"size_mb": _write_both(int8, folder, "int8", size)}
     except ExportError as exc:
-        facts["int8" if "onnx" in facts else "onnx"] = {"verified": False, "reason": str(exc)}
+        writer = next(name for name in ("onnx", "fp16", "int8") if name not in facts)
+        facts[writer] = {"verified": False, "reason": str(exc)}
     try:
         package = folder / "encoder.mlpackage"
+        shutil.rmtree(package, ignore_errors=True)
         write_coreml(encoder, spec, package)
         record = check_coreml(package, encoder, spec, squares[:_COREML_PICTURES])
         facts["coreml"] = {
@@ -134,6 +165,43 @@ def write_backbone(name: str, folder: Path, pictures: Sequence[NDArray[np.uint8]
     except ExportError as exc:
         facts["coreml"] = {"verified": False, "reason": str(exc)}
     return facts
+
+
+def is_written(facts_file: Path, size: int) -> bool:
+    """Whether a backbone was written for this size by this version of the writer."""
+    if not facts_file.is_file():
+        return False
+    facts = json.loads(facts_file.read_text(encoding="utf-8"))
+    return facts.get("format") == FORMAT and facts["size"] == size
+
+
+def build_encoder(name: str, *, size: int, width: int = TOKEN_LEARNER_WIDTH) -> LightEncoder:
+    """Build a light encoder of random weights for pictures of this size, with ViT-L/14's words.
+
+    Raises:
+        FoundationError: timm has no such backbone.
+    """
+    torch.manual_seed(_SEED)
+    return LightEncoder(
+        name,
+        sentence_length=SENTENCE_LENGTH,
+        word_width=WORD_WIDTH,
+        width=width,
+        preprocessing=imagenet_preprocessing(size),
+    )
+
+
+def imagenet_preprocessing(size: int) -> Preprocessing:
+    """Return what most timm backbones were trained with."""
+    return Preprocessing(size=size, interpolation="bilinear", mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
+
+
+def _write_both(graph: ModelProto, folder: Path, precision: str, size: int) -> float:
+    """Write a graph with and without its preprocessing; return the size of the former, MB."""
+    write_onnx(cut_preprocessing(graph, size), folder / NETWORK_FILES[precision])
+    whole = folder / ENCODER_FILES[precision]
+    write_onnx(graph, whole)
+    return whole.stat().st_size / 1e6
 
 
 def write_int8_product(path: Path) -> None:

@@ -20,6 +20,7 @@ from asymcir_protos import Manifest, Preprocessing, preprocess, write_manifest
 from asymcir_protos.manifest import DEVICE_BUNDLE, SERVER_BUNDLE
 from asymcir_server.tokenizer import clean_text
 from asymcir_training import PROMPTS, Foundation, LightEncoder, UnionHead, normalise_pixels
+from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, nn
 
@@ -35,7 +36,8 @@ from asymcir_export.parity import (
     load_pictures,
     worst_storage,
 )
-from asymcir_export.quantize import TOLERANCE, Compute, set_compute
+from asymcir_export.quantize import TOLERANCE, Compute, is_convolutional, set_compute
+from asymcir_export.server_gate import check_answers, open_device
 from asymcir_export.tokenizer_json import check_tokenizer, tokenizer_to_json
 from asymcir_export.variants import VARIANTS, Source, check_variants, describe_variants, split_pictures
 from asymcir_export.worth import SearchSet
@@ -166,10 +168,14 @@ def export_server_bundle(
     table_storage: WeightStorage | None = None,
     text_compute: Compute = "fp32",
     visual_compute: Compute = "fp32",
+    device: Path | None = None,
+    search_set: Path | None = None,
     sources: Sources = (),
     force: bool = False,
 ) -> Manifest:
     """Write a server bundle.
+
+    A tower of more than 2 GB has its weights in `FILE.onnx.data` beside its graph, which the manifest lists as well.
 
     Args:
         foundation: whose towers, words and tokenizer it takes.
@@ -181,13 +187,16 @@ def export_server_bundle(
         table_storage: of the word-embedding table: "fp32", "fp16" or "int8"; without it `storage`, int8 for int4.
         text_compute, visual_compute: what the towers compute in: "fp32", "fp16", or "int8" (dynamic for transformers,
             static and calibrated on `pictures` for convolutional networks). Unless fp32, it is their storage too.
+        device: a device bundle of the same foundation, to read the search set's pictures with.
+        search_set: queries and gallery to measure R@10 with (see worth.py), against the same bundle in float32; needs
+            `device`.
         sources: where the weights came from; `name`, `licence` and `url` each.
         force: replace an existing bundle.
 
     Raises:
         ExportError: the output exists, a part cannot be exported, or the UNION head is of another width.
         TokenizerError: `tokenizer.json` would give other ids than open_clip's tokenizer.
-        ParityError: an exported part is not the one it was made from.
+        ParityError: an exported part is not the one it was made from, or R@10 fell by more than MAX_RECALL_LOSS.
     """
     union_storage = union_storage or storage
     table_storage = table_storage or ("int8" if storage == "int4" else storage)
@@ -199,28 +208,29 @@ def export_server_bundle(
             f"{foundation.embedding_width}: pass the head that was trained on this foundation"
         )
     union_head = union_head.eval()
+    reader = None if search_set is None else open_device(device, search_set, foundation.word_space())
     chosen = load_pictures(pictures)
-    with _staged(out, force=force) as folder:
+    with _staged(out, force=force) as folder, _float32_beside(folder, wanted=reader is not None) as original:
         tokenizer = tokenizer_to_json(foundation.open_clip_tokenizer)
         _logger.info("comparing tokenizer.json with open_clip's tokenizer")
         token_parity = check_tokenizer(
             tokenizer, foundation.open_clip_tokenizer, lambda text: clean_text(text, foundation.text_clean)
         )
-        (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
         squares = [preprocess(picture, foundation.preprocessing)[None] for picture in chosen]
-        text = set_compute(_export_text(foundation), text_compute)
-        _write(text, folder / TEXT_FILE, storage if text_compute == "fp32" else "fp32")
-        visual = set_compute(_export_visual(foundation), visual_compute, input_name="pixels", samples=squares)
-        _write(visual, folder / VISUAL_FILE, storage if visual_compute == "fp32" else "fp32")
-        _write(_export_union(union_head), folder / UNION_FILE, union_storage)
-        scales_file = _write_table(foundation.word_embedding_table(), folder, table_storage)
-        properties = {
+        _write_tower(_export_text(foundation), TEXT_FILE, folder, original, storage, text_compute)
+        visual = _export_visual(foundation)
+        convolutional = is_convolutional(visual)
+        _write_tower(visual, VISUAL_FILE, folder, original, storage, visual_compute, squares)
+        del visual  # a large one weighs gigabytes
+        union = _export_union(union_head)
+        table = foundation.word_embedding_table()
+        properties: dict[str, Any] = {
             "word_space": foundation.word_space(),
             "target_spaces": foundation.target_spaces(union_head),
             "text": {
                 "file": TEXT_FILE,
                 "word_embeddings": TABLE_FILE,
-                "word_embedding_scales": scales_file,
+                "word_embedding_scales": None,
                 "context_length": foundation.context_length,
                 "word_width": foundation.word_width,
                 "embedding_width": foundation.embedding_width,
@@ -231,17 +241,29 @@ def export_server_bundle(
             },
             "tokenizer": {"file": TOKENIZER_FILE, "clean": foundation.text_clean},
             "prompts": dict(PROMPTS),
-            "visual": {"file": VISUAL_FILE, "preprocessing": foundation.preprocessing.to_json()},
-            "union": {"file": UNION_FILE},
-            "weight_storage": {
-                TEXT_FILE: storage if text_compute == "fp32" else text_compute,
-                VISUAL_FILE: storage if visual_compute == "fp32" else visual_compute,
-                UNION_FILE: union_storage,
-                TABLE_FILE: table_storage,
+            "visual": {
+                "file": VISUAL_FILE,
+                "preprocessing": foundation.preprocessing.to_json(),
+                "convolutional": convolutional,
             },
-            "compute": {TEXT_FILE: text_compute, VISUAL_FILE: visual_compute},
+            "union": {"file": UNION_FILE},
             "foundation": foundation.name,
         }
+        if original is not None:
+            (original / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
+            _write(union, original / UNION_FILE, "fp32")
+            _write_table(table, original, "fp32")
+            write_manifest(original, format=SERVER_BUNDLE, properties=properties)
+        (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
+        _write(union, folder / UNION_FILE, union_storage)
+        properties["text"]["word_embedding_scales"] = _write_table(table, folder, table_storage)
+        properties["weight_storage"] = {
+            TEXT_FILE: storage if text_compute == "fp32" else text_compute,
+            VISUAL_FILE: storage if visual_compute == "fp32" else visual_compute,
+            UNION_FILE: union_storage,
+            TABLE_FILE: table_storage,
+        }
+        properties["compute"] = {TEXT_FILE: text_compute, VISUAL_FILE: visual_compute}
         write_manifest(folder, format=SERVER_BUNDLE, properties=properties, sources=sources)
         _logger.info("comparing with the originals on %d pictures", len(chosen))
         parity = check_server_parity(
@@ -254,7 +276,36 @@ def export_server_bundle(
             union_storage=union_storage,
         )
         parity["tokenizer"] = token_parity
+        if search_set is not None and reader is not None and original is not None:
+            _logger.info("searching %s before and after", search_set.name)
+            parity["answers"] = check_answers(search_set, reader, original=original, leaner=folder)
         return write_manifest(folder, format=SERVER_BUNDLE, properties=properties, sources=sources, parity=parity)
+
+
+def _write_tower(
+    graph: ModelProto,
+    file: str,
+    folder: Path,
+    original: Path | None,
+    storage: WeightStorage,
+    compute: Compute,
+    squares: Sequence[NDArray[np.uint8]] = (),
+) -> None:
+    """Write a tower as asked for and, where an original is wanted, in float32."""
+    if original is not None:
+        _write(graph, original / file, "fp32")
+    graph = set_compute(graph, compute, input_name="pixels", samples=squares)
+    _write(graph, folder / file, storage if compute == "fp32" else "fp32")
+
+
+@contextmanager
+def _float32_beside(folder: Path, *, wanted: bool) -> Iterator[Path | None]:
+    """Give a temporary folder beside the bundle's for the same bundle in float32, None where it is not wanted."""
+    if not wanted:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", suffix=".fp32", dir=folder.parent) as name:
+        yield Path(name)
 
 
 def _export_text(foundation: Foundation) -> ModelProto:
@@ -299,7 +350,8 @@ def _export_union(union_head: UnionHead) -> ModelProto:
 
 def _write(model: ModelProto, path: Path, storage: WeightStorage) -> None:
     write_onnx(store_lean(model, storage), path)
-    _logger.info("wrote %s, %s, %.1f MB", path.name, storage, path.stat().st_size / 1e6)
+    size_bytes = sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
+    _logger.info("wrote %s, %s, %.1f MB", path.name, storage, size_bytes / 1e6)
 
 
 def _write_table(table: Tensor, folder: Path, storage: WeightStorage) -> str | None:

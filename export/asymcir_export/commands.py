@@ -46,7 +46,9 @@ def _register_device(kinds: Any) -> None:
 
 def _register_server(kinds: Any) -> None:
     parser = kinds.add_parser("server", help="foundation and UNION head to ONNX, with words and tokenizer")
-    parser.add_argument("--foundation", required=True, metavar="NAME", help="open_clip model, or local-dir:FOLDER")
+    parser.add_argument(
+        "--foundation", required=True, metavar="NAME", help="open_clip model, local-dir:FOLDER, or blip:FOLDER"
+    )
     parser.add_argument("--pretrained", metavar="TAG", help="pretrained tag or checkpoint of that architecture")
     parser.add_argument("--union", required=True, type=Path, metavar="CHECKPOINT", help="trained UNION head")
     _add_common(parser, storages=_STORAGES)
@@ -59,6 +61,10 @@ def _register_server(kinds: Any) -> None:
             default="fp32",
             help=f"what the {tower} tower computes in; int8 is dynamic for a transformer, static for a convnet",
         )
+    parser.add_argument("--device", type=Path, metavar="BUNDLE", help="device bundle of the same foundation")
+    parser.add_argument(
+        "--search-set", type=Path, metavar="FOLDER", help="queries and gallery to measure R@10 with; needs --device"
+    )
     parser.set_defaults(run=_run_server, log_level=logging.INFO)
 
 
@@ -155,6 +161,8 @@ def _run_server(args: argparse.Namespace) -> int:
         table_storage=args.table_storage,
         text_compute=args.text_compute,
         visual_compute=args.visual_compute,
+        device=args.device,
+        search_set=args.search_set,
         sources=args.sources,
         force=args.force,
     )

@@ -30,6 +30,7 @@ from asymcir_edge.golden import (
     computes_in_float,
 )
 from asymcir_protos import ImageError, Preprocessing, decode_image, preprocess
+from asymcir_server.gallery.sources import IMAGE_SUFFIXES
 from asymcir_training import LightEncoder, normalise_pixels
 from numpy.typing import NDArray
 from PIL import Image
@@ -64,9 +65,7 @@ _logger = logging.getLogger(__name__)
 
 def find_pictures(folder: Path) -> list[Path]:
     """Return the picture files of a folder and the folders in it, by name."""
-    Image.init()
-    suffixes = Image.registered_extensions()
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def write_golden(folder: Path, encoder: LightEncoder, pictures: Sequence[Path]) -> dict[str, Any]:

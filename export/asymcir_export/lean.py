@@ -18,6 +18,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from asymcir_export.onnx_writer import copy_without_weights
+
 WeightStorage = Literal["fp32", "fp16", "int8", "int4"]
 STORAGES: tuple[WeightStorage, ...] = ("fp32", "fp16", "int8", "int4")
 
@@ -41,12 +43,11 @@ def store_lean(model: ModelProto, storage: WeightStorage) -> ModelProto:
 
     Args:
         model: float32, with its weights as initialisers; not changed.
-        storage: "fp32" returns a copy.
+        storage: "fp32" returns the graph itself.
     """
-    lean = ModelProto()
-    lean.CopyFrom(model)
     if storage == "fp32":
-        return lean
+        return model
+    lean = copy_without_weights(model)
     graph = lean.graph
     users: dict[str, list[tuple[NodeProto, int]]] = {}
     for node in graph.node:
@@ -54,7 +55,7 @@ def store_lean(model: ModelProto, storage: WeightStorage) -> ModelProto:
             users.setdefault(name, []).append((node, position))
     kept: list[TensorProto] = []
     added: list[NodeProto] = []
-    for tensor in graph.initializer:
+    for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims, dtype=np.int64) < SMALL_ELEMENTS:
             kept.append(tensor)
             continue
@@ -62,7 +63,6 @@ def store_lean(model: ModelProto, storage: WeightStorage) -> ModelProto:
         tensors, nodes = _store(tensor.name, weight, storage, users.get(tensor.name, []))
         kept.extend(tensors or [tensor])
         added.extend(nodes)
-    del graph.initializer[:]
     graph.initializer.extend(kept)
     nodes = [*added, *graph.node]
     del graph.node[:]

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import ModelProto, helper
+from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, nn
 
 from asymcir_export.errors import ExportError
@@ -28,6 +28,12 @@ IR_VERSION = 10
 MAX_BATCH = 65_536
 _EXTERNAL_DATA_ABOVE_BYTES = 2_000_000_000
 """protobuf refuses messages of 2 GiB; above this the weights go to `FILE.data` beside the graph."""
+
+_INLINE_BYTES = 1024
+"""Smaller constants (shapes, scales) stay in the graph, where shape inference reads their values."""
+
+_PAGE_BYTES = 4096
+"""A weight in `FILE.data` begins on a page, so that a runtime can map it instead of reading it."""
 
 Axes = Mapping[str, Mapping[int, Any]]
 
@@ -84,22 +90,87 @@ def to_onnx(module: nn.Module, inputs: Mapping[str, Tensor], *, outputs: Sequenc
 
 
 def write_onnx(model: ModelProto, path: Path) -> None:
-    """Check a graph and write it; weights above 2 GB go to `FILE.data` beside it.
+    """Write a graph, weights above 2 GB to `FILE.data` beside it, and check what was written.
 
     Raises:
         ExportError: onnx finds the graph wrong.
     """
-    size_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     try:
-        if size_bytes > _EXTERNAL_DATA_ABOVE_BYTES:
-            onnx.save_model(
-                model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}.data"
-            )
-        else:
-            onnx.save_model(model, path)
+        save_onnx(model, path)
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as exc:
         raise ExportError(f"{path.name} is not a valid ONNX graph: {(str(exc).splitlines() or ['?'])[0]}") from exc
+
+
+def save_onnx(model: ModelProto, path: Path, *, shapes: bool = True) -> None:
+    """Write a graph as it is, weights above 2 GB to `FILE.data` beside it.
+
+    Args:
+        model: left as it is (onnx's own writer takes the weights out of the graph that it is given).
+        path: replaced, its `.data` too.
+        shapes: False leaves out what is known of the shapes of values between the nodes.
+    """
+    written = copy_without_weights(model)
+    if not shapes:
+        del written.graph.value_info[:]
+    beside = path.with_name(f"{path.name}.data")
+    if weight_size_bytes(model) > _EXTERNAL_DATA_ABOVE_BYTES:
+        with beside.open("wb") as stream:
+            for tensor in model.graph.initializer:
+                data = tensor.raw_data
+                entry = written.graph.initializer.add()
+                if len(data) <= _INLINE_BYTES:
+                    entry.CopyFrom(tensor)
+                    continue
+                stream.seek(-stream.tell() % _PAGE_BYTES, 1)
+                entry.name, entry.data_type = tensor.name, tensor.data_type
+                entry.dims.extend(tensor.dims)
+                entry.data_location = TensorProto.EXTERNAL
+                for key, value in (("location", beside.name), ("offset", stream.tell()), ("length", len(data))):
+                    entry.external_data.add(key=key, value=str(value))
+                stream.write(data)
+    else:
+        beside.unlink(missing_ok=True)
+        written.graph.initializer.extend(model.graph.initializer)
+    onnx.save_model(written, path)
+
+
+def weight_size_bytes(model: ModelProto) -> int:
+    """Add up the constants of a graph; asked for its size as a whole, protobuf fails above 2 GiB."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+
+
+def copy_without_weights(model: ModelProto) -> ModelProto:
+    """Copy a graph, all but its initialisers: a few MB, whatever the graph weighs."""
+    copied = ModelProto()
+    for message, source in ((copied, model), (copied.graph, model.graph)):
+        for field, value in source.ListFields():
+            if field.name in {"graph", "initializer"}:
+                continue
+            if field.message_type is not None:
+                getattr(message, field.name).MergeFrom(value)
+            elif isinstance(value, str | bytes | int | float):
+                setattr(message, field.name, value)
+            else:
+                getattr(message, field.name).extend(value)
+    return copied
+
+
+def infer_shapes(model: ModelProto) -> None:
+    """Note in a graph the type and shape of every value that they can be told of.
+
+    onnx infers them through a serialised copy, which cannot be made of a graph above 2 GiB; the weights' own shapes
+    are enough.
+    """
+    light = copy_without_weights(model)
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) <= _INLINE_BYTES:
+            light.graph.initializer.add().CopyFrom(tensor)
+        else:
+            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    inferred = onnx.shape_inference.infer_shapes(light)
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(inferred.graph.value_info)
 
 
 def _strip_traces(model: ModelProto) -> None:

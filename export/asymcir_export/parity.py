@@ -16,6 +16,7 @@ from asymcir_edge import DeviceBundle, QueryEncoder
 from asymcir_protos import ImageError, Preprocessing, preprocess, read_image
 from asymcir_server.bundle import ServerBundle
 from asymcir_server.composition import Composer
+from asymcir_server.gallery.sources import IMAGE_SUFFIXES
 from asymcir_server.targets import TargetEncoder
 from asymcir_server.text_encoder import TextEncoder
 from asymcir_server.visual import VisualEncoder
@@ -45,7 +46,6 @@ PARITY_PICTURES = 32
 
 MIN_PICTURES = 2
 _BATCH = 8
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 _SEED = 0
 _MODIFIERS = (
     "",
@@ -80,7 +80,9 @@ def load_pictures(folder: Path, *, limit: int = PARITY_PICTURES) -> list[NDArray
     Raises:
         ExportError: fewer than MIN_PICTURES.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
+    files = (
+        sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
+    )
     chosen = [files[i * len(files) // limit] for i in range(limit)] if len(files) > limit else files
     pictures: list[NDArray[np.uint8]] = []
     for path in chosen:

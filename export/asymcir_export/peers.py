@@ -1,14 +1,14 @@
-"""What a user would run on the phone instead, and backbones to choose from, as ONNX files of random weights.
+"""What a user would run instead, on the phone and on the server, as ONNX files of random weights.
 
-    python -m asymcir_export.peers --out FOLDER --pictures FOLDER [--backbone NAME ...] [--vit-l14]
+    python -m asymcir_export.peers --out FOLDER --pictures FOLDER [--vit-l14]
 
 For measuring cost alone: time and instructions do not depend on what the weights are. The weights of MobileCLIP are
 licensed for research only, so they are not used, not even for this.
 
 Each is written in fp32 and, where it is meant for a phone, in static int8 (QDQ, per channel), which is calibrated on
-real pictures.
+real pictures. The backbones to choose from are written by `asymcir_export.backbones`.
 
-Notation: S picture side, E joint-embedding width, L sentence tokens, D word-embedding width.
+Notation: S picture side, E joint-embedding width.
 """
 
 import argparse
@@ -22,23 +22,14 @@ import numpy as np
 import timm
 import torch
 from asymcir_protos import AsymcirError, Preprocessing, preprocess
-from asymcir_training import LightEncoder
 from numpy.typing import NDArray
-from onnx import ModelProto
 from timm.utils.model import reparameterize_model
 
-from asymcir_export.device_graph import INPUT_NAME, PREPROCESSING_PREFIX, build_network_graph, join_preprocessing
 from asymcir_export.onnx_writer import to_onnx, write_onnx
 from asymcir_export.parity import load_pictures
 from asymcir_export.quantize import quantize_static_int8
 
-SENTENCE_LENGTH, WORD_WIDTH = 6, 768
-"""Of the light encoders that are written: the words of CLIP ViT-L/14's text tower are 768 wide."""
-
-BACKBONE_SIZE = 224
-_TOKEN_LEARNER_WIDTH = 512
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_TENSOR = "normalised_pixels"  # as build_network_graph calls it
+_TENSOR = "normalised_pixels"
 _SEED = 0
 _LOG = logging.getLogger(__name__)
 
@@ -79,14 +70,10 @@ VIT_L14 = Peer(
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the files and print their paths."""
     parser = argparse.ArgumentParser(
-        prog="python -m asymcir_export.peers", description="Write peers and backbones of random weights as ONNX."
+        prog="python -m asymcir_export.peers", description="Write peers of random weights as ONNX."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to; files in it are replaced")
     parser.add_argument("--pictures", type=Path, required=True, help="folder of pictures to calibrate int8 on")
-    parser.add_argument("--backbone", action="append", default=[], help="also a light encoder of this timm backbone")
-    parser.add_argument(
-        "--size", type=int, default=BACKBONE_SIZE, help="of the backbones' pictures (default: %(default)s)"
-    )
     parser.add_argument("--vit-l14", action="store_true", help="also ViT-L/14's image tower, fp32, 1.2 GB")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
@@ -94,8 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         pictures = load_pictures(args.pictures)
         args.out.mkdir(parents=True, exist_ok=True)
         files = write_peer(MOBILECLIP_S0, args.out, pictures)
-        for name in args.backbone:
-            files += write_backbone(name, args.out, pictures, size=args.size)
         if args.vit_l14:
             files += write_peer(VIT_L14, args.out)
     except AsymcirError as exc:
@@ -120,58 +105,14 @@ def write_peer(peer: Peer, folder: Path, pictures: Sequence[NDArray[np.uint8]] =
     torch.manual_seed(_SEED)
     tower = reparameterize_model(timm.create_model(peer.timm_name, pretrained=False, num_classes=peer.width).eval())
     model = to_onnx(tower, {_TENSOR: torch.zeros(1, 3, peer.size, peer.size)}, outputs=["embedding"], axes={})
+    _LOG.info("writing %s", peer.file)
+    fp32, int8 = folder / f"{peer.file}.onnx", folder / f"{peer.file}.int8.onnx"
+    write_onnx(model, fp32)
+    if not pictures:
+        return [fp32]
     spec = Preprocessing(size=peer.size, interpolation="bilinear", mean=peer.mean, std=peer.std)
-    return _write_both(model, folder / peer.file, _TENSOR, [_prepare(picture, spec) for picture in pictures])
-
-
-def write_backbone(
-    name: str, folder: Path, pictures: Sequence[NDArray[np.uint8]], *, size: int = BACKBONE_SIZE
-) -> list[Path]:
-    """Write a light encoder with this timm backbone, twice.
-
-    `NAME.onnx` is what a device bundle holds: a picture [height, width, 3] uint8 -> sentence tokens [L, D].
-    `NAME-network.onnx` lacks resizing and normalisation, as the peers do: [1, 3, S, S] -> [1, L, D].
-
-    Args:
-        name: timm backbone.
-        folder: to write to; files in it are replaced.
-        pictures: [h, w, 3] uint8, any size, to calibrate int8 on.
-        size: S.
-
-    Raises:
-        ExportError: it cannot be converted or quantised.
-        FoundationError: timm has no such backbone.
-    """
-    encoder = build_encoder(name, size=size, width=_TOKEN_LEARNER_WIDTH).eval()
-    spec = encoder.preprocessing
-    network = build_network_graph(encoder, torch.zeros(1, 3, size, size))
-    return [
-        *_write_both(join_preprocessing(network, spec), folder / name, INPUT_NAME, list(pictures)),
-        *_write_both(network, folder / f"{name}-network", _TENSOR, [_prepare(picture, spec) for picture in pictures]),
-    ]
-
-
-def build_encoder(name: str, *, size: int, width: int) -> LightEncoder:
-    """Build a light encoder of random weights for pictures of this size, with ViT-L/14's words.
-
-    Raises:
-        FoundationError: timm has no such backbone.
-    """
-    torch.manual_seed(_SEED)
-    spec = Preprocessing(size=size, interpolation="bilinear", mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
-    return LightEncoder(name, sentence_length=SENTENCE_LENGTH, word_width=WORD_WIDTH, width=width, preprocessing=spec)
-
-
-def _write_both(model: ModelProto, stem: Path, input_name: str, samples: Sequence[NDArray[np.generic]]) -> list[Path]:
-    """Write a graph in fp32 and, where there are samples, in int8."""
-    _LOG.info("writing %s", stem.name)
-    path = stem.with_name(f"{stem.name}.onnx")
-    write_onnx(model, path)
-    if not samples:
-        return [path]
-    int8 = stem.with_name(f"{stem.name}.int8.onnx")
-    write_onnx(quantize_static_int8(model, input_name, samples, keep_float=[PREPROCESSING_PREFIX]), int8)
-    return [path, int8]
+    write_onnx(quantize_static_int8(model, _TENSOR, [_prepare(picture, spec) for picture in pictures]), int8)
+    return [fp32, int8]
 
 
 def _prepare(picture: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32]:

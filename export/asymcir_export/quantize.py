@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -31,8 +31,10 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from asymcir_export.bias_correction import correct_biases
+from asymcir_export.equalize import equalize_channels
 from asymcir_export.errors import ExportError
 from asymcir_export.lean import WeightStorage
+from asymcir_export.onnx_writer import infer_shapes, save_onnx, weight_size_bytes
 
 QUANTIZED_OPERATORS = ("Conv", "MatMul", "Gemm", "Add", "Clip")
 """Static int8. Sums and clipped activations belong to it: an 8-bit sum beside a float one is converted twice, and with
@@ -46,8 +48,14 @@ TOLERANCE: Mapping[Compute, WeightStorage] = {"fp32": "fp32", "fp16": "fp16", "i
 much as 4-bit weights."""
 
 DYNAMIC_OPERATORS = ("MatMul", "Gemm")
+_TRANSFORMER_OPERATORS = {"Softmax", "LayerNormalization", "Attention"}
 MIN_CALIBRATION_PICTURES = 16
 _FP16_MAX = float(np.finfo(np.float16).max)
+_MASKING = 1e38
+"""What lies beyond stands for infinity in an attention mask: CLIP's holds -inf, BERT's the least number of float32."""
+
+_EXTERNAL_ABOVE_BYTES = 4_000_000_000
+"""Weights in float32 whose int8 form, beside what stays float, could come near protobuf's 2 GiB."""
 
 
 def set_compute(
@@ -77,15 +85,23 @@ def set_compute(
 
 
 def quantize_static_int8(
-    model: ModelProto, input_name: str, samples: Sequence[NDArray[Any]], *, keep_float: Sequence[str] = ()
+    model: ModelProto,
+    input_name: str,
+    samples: Sequence[NDArray[Any]],
+    *,
+    keep_float: Sequence[str] = (),
+    float_nodes: Collection[str] = (),
 ) -> ModelProto:
-    """Quantise a graph to static int8, QDQ, with a weight scale per output channel and biases corrected for rounding.
+    """Quantise a graph to static int8, QDQ, with a weight scale per output channel.
+
+    Before that, channels are equalised (equalize.py) and biases corrected for rounding (bias_correction.py).
 
     Args:
         model: float32.
         input_name: its one input.
         samples: real inputs that show the ranges of the activations.
-        keep_float: prefixes of the names of nodes that stay as they are.
+        keep_float: prefixes of the names of nodes before the network, which stay as they are.
+        float_nodes: names of nodes of the network that stay float, beside those that always do (see sensitivity.py).
 
     Raises:
         ExportError: too few samples, or ONNX Runtime's quantiser cannot take the graph.
@@ -97,7 +113,9 @@ def quantize_static_int8(
         )
     before = [node for node in model.graph.node if keep_float and node.name.startswith(tuple(keep_float))]
     excluded = [node.name for node in [*before, *_find_sensitive(model, {node.name for node in before})]]
-    corrected = correct_biases(model, input_name, samples, keep_float=excluded)
+    excluded += [name for name in float_nodes if name not in excluded]
+    equalised = equalize_channels(model, input_name, samples)
+    corrected = correct_biases(equalised, input_name, samples, keep_float=excluded)
     with tempfile.TemporaryDirectory() as name, _quiet():
         source, target = Path(name, "float.onnx"), Path(name, "int8.onnx")
         onnx.save_model(corrected, source)
@@ -134,10 +152,7 @@ def quantize_dynamic_int8(model: ModelProto) -> ModelProto:
         )
     with tempfile.TemporaryDirectory() as name, _quiet():
         source, target = Path(name, "float.onnx"), Path(name, "int8.onnx")
-        plain = ModelProto()
-        plain.CopyFrom(model)
-        del plain.graph.value_info[:]  # shapes of weights that the quantiser turns over would contradict its own
-        onnx.save_model(plain, source, save_as_external_data=_is_large(model))
+        save_onnx(model, source, shapes=False)  # those of weights that the quantiser turns over would contradict it
         try:
             quantize_dynamic(
                 str(source),
@@ -145,7 +160,7 @@ def quantize_dynamic_int8(model: ModelProto) -> ModelProto:
                 op_types_to_quantize=list(DYNAMIC_OPERATORS),
                 per_channel=True,
                 weight_type=QuantType.QInt8,
-                use_external_data_format=_is_large(model),
+                use_external_data_format=weight_size_bytes(model) > _EXTERNAL_ABOVE_BYTES,
             )
             return onnx.load_model(target)
         except Exception as exc:  # the quantiser's errors share no base
@@ -160,8 +175,8 @@ def to_fp16(model: ModelProto) -> ModelProto:
     """
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
-            values = numpy_helper.to_array(tensor)
-            largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))  # a causal mask holds -inf
+            values = np.abs(numpy_helper.to_array(tensor))
+            largest = float(values[values < _MASKING].max(initial=0.0))  # a mask becomes fp16's own limit
             if largest > _FP16_MAX:
                 raise ExportError(
                     f"the graph cannot be made fp16: {tensor.name} holds {largest:.3g}, fp16 ends at {_FP16_MAX:.0f}"
@@ -170,7 +185,10 @@ def to_fp16(model: ModelProto) -> ModelProto:
     copied.CopyFrom(model)
     try:
         with _quiet():
-            half: ModelProto = convert_float_to_float16(copied, keep_io_types=True, max_finite_val=_FP16_MAX)
+            infer_shapes(copied)  # the converter's own inference fails above 2 GiB
+            half: ModelProto = convert_float_to_float16(
+                copied, keep_io_types=True, max_finite_val=_FP16_MAX, disable_shape_infer=True
+            )
             OnnxModel(half).topological_sort()  # the converter appends the casts of inputs at the end
     except Exception as exc:  # the converter's errors share no base
         raise ExportError(f"the graph cannot be made fp16: {_first_line(exc)}") from exc
@@ -234,15 +252,16 @@ def _find_sensitive(model: ModelProto, before: set[str]) -> list[NodeProto]:
     return first + vectors
 
 
+def is_convolutional(model: ModelProto) -> bool:
+    """Whether a graph is a convolutional network, with nothing of a transformer in it."""
+    return _count_convolutions(model) > 1 and not _TRANSFORMER_OPERATORS & {node.op_type for node in model.graph.node}
+
+
 def _count_convolutions(model: ModelProto) -> int:
     """Count convolutions whose kernel has more than one place, or whose weights are not there to tell."""
     shapes = {tensor.name: list(tensor.dims)[2:] for tensor in model.graph.initializer}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     return sum(any(side > 1 for side in shapes.get(node.input[1], [2])) for node in convolutions)
-
-
-def _is_large(model: ModelProto) -> bool:
-    return bool(model.ByteSize() > 1_900_000_000)
 
 
 def _first_line(exc: Exception) -> str:

@@ -8,15 +8,18 @@
 | `coreml-fp16` | Core ML package, evaluated operator by operator | COREML_THRESHOLDS, and R@10 |
 | `coreml-linear8`, `-palettized8`, `-palettized6`, `-w8a8` | 8- or 6-bit weights, int8 activations | the same |
 
-R@10 is measured where a search set is given: a variant may lose MAX_RECALL_LOSS of it.
+R@10 is measured where a search set is given: a variant may lose MAX_RECALL_LOSS of it. Where `int8` fails, it is tried
+once more with the layers that spoil most left float (sensitivity.py). It also has to be smaller and faster than fp32.
 
 Notation: p pictures, L sentence tokens, D word-embedding width, S picture side.
 """
 
 import logging
+import math
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +45,7 @@ from asymcir_export.onnx_writer import write_onnx
 from asymcir_export.parity import storage_thresholds
 from asymcir_export.quantize import quantize_static_int8, to_fp16, write_ort
 from asymcir_export.report import render_report
+from asymcir_export.sensitivity import choose_float
 from asymcir_export.worth import Answers, SearchSet, compare_answers
 
 _logger = logging.getLogger(__name__)
@@ -218,6 +222,9 @@ def measure_onnx(path: Path, source: Source, precision: str, *, float_compute: b
 
 def judge(record: Mapping[str, Any]) -> tuple[str, str]:
     """Return status and reason of a variant whose thresholds were met."""
+    for ratio in ("times_faster_than_fp32", "times_smaller_than_fp32"):
+        if record.get(ratio, math.inf) <= 1.0:
+            return "dropped", f"it is not worth its loss: {ratio} is {record[ratio]:.2f}, expected more than 1"
     change = record.get("recall_at_10_change")
     if change is None:
         return "kept", "met its thresholds; R@10 was not measured (no search set was given)"
@@ -232,9 +239,68 @@ def _try_variant(name: str, path: Path, source: Source) -> dict[str, Any]:
     if not base.exists():
         return {"status": "absent", "reason": f"it is made from {needed}, which is not there"}
     try:
+        if name == "int8":
+            return _try_int8(path, source)
         written = _write(name, path, base, source)
     except ExportError as exc:
         return {"status": "absent", "reason": str(exc)}
+    return _measure(name, path, source, written)
+
+
+def _try_int8(path: Path, source: Source) -> dict[str, Any]:
+    """Write int8 in full; where its gate fails, with the most sensitive layers float.
+
+    Raises:
+        ExportError: the graph cannot be quantised.
+    """
+    graph = join_preprocessing(source.network, source.encoder.preprocessing)
+    quantised = quantize_static_int8(graph, INPUT_NAME, source.calibration, keep_float=[PREPROCESSING_PREFIX])
+    write_onnx(quantised, path)
+    full = _measure("int8", path, source, {"float_macs_share": 0.0} | _compare_cost(path, graph, source))
+    if full["status"] == "kept":
+        return full
+    _logger.info("int8 in full: %s; looking for the layers that spoil most", full["reason"])
+    choice = choose_float(graph, quantised, INPUT_NAME, source.calibration)
+    if not choice.nodes:
+        return full
+    mixed = quantize_static_int8(
+        graph, INPUT_NAME, source.calibration, keep_float=[PREPROCESSING_PREFIX], float_nodes=choice.nodes
+    )
+    write_onnx(mixed, path)
+    written = {
+        "float_layers": list(choice.nodes),
+        "float_macs_share": choice.macs_share,
+        "calibration_error_to_spread": [choice.error_before, choice.error_after],
+        "full": full,
+    }
+    record = _measure("int8", path, source, written | _compare_cost(path, graph, source))
+    share = f"{100 * choice.macs_share:.0f}% of the multiply-accumulates float"
+    return record | {"reason": f"with {share}: {record['reason']} (fully int8: {full['reason']})"}
+
+
+def _compare_cost(path: Path, graph: ModelProto, source: Source) -> dict[str, Any]:
+    """Compare size and speed with those of the float32 graph, both timed in turn on one thread."""
+    square = preprocess(source.compared[0], source.encoder.preprocessing)
+    with tempfile.TemporaryDirectory() as name:
+        files = (path, Path(name, "fp32.onnx"))
+        write_onnx(graph, files[1])
+        sessions = [open_session(file, threads=1, float_compute=False) for file in files]
+        sizes = [file.stat().st_size for file in files]
+    times_s: list[list[float]] = [[] for _ in sessions]
+    for _ in range(_WARM_UP + _REPEATS):
+        for session, times in zip(sessions, times_s, strict=True):
+            started_s = time.perf_counter()
+            _run(session, square)
+            times.append(time.perf_counter() - started_s)
+    medians_s = [float(np.median(times[_WARM_UP:])) for times in times_s]
+    return {
+        "times_faster_than_fp32": medians_s[1] / medians_s[0],
+        "times_smaller_than_fp32": sizes[1] / sizes[0],
+    }
+
+
+def _measure(name: str, path: Path, source: Source, written: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure a written variant and judge it."""
     try:
         if name in ONNX_FILES:
             record = measure_onnx(path, source, name.removesuffix("-ort"))
@@ -242,17 +308,14 @@ def _try_variant(name: str, path: Path, source: Source) -> dict[str, Any]:
             record = _measure_coreml(path, source, name.removeprefix("coreml-"))
     except (ExportError, EncoderError) as exc:
         return {**written, "status": "dropped", "reason": str(exc)}
+    record = {**written, **record}
     status, reason = judge(record)
-    return {**written, **record, "status": status, "reason": reason}
+    return {**record, "status": status, "reason": reason}
 
 
 def _write(name: str, path: Path, base: Path, source: Source) -> dict[str, Any]:
     if name == "fp16":
         write_onnx(join_preprocessing(to_fp16(source.network), source.encoder.preprocessing), path)
-    elif name == "int8":
-        graph = join_preprocessing(source.network, source.encoder.preprocessing)
-        quantised = quantize_static_int8(graph, INPUT_NAME, source.calibration, keep_float=[PREPROCESSING_PREFIX])
-        write_onnx(quantised, path)
     elif name.endswith("-ort"):
         write_ort(base, path)
     else:

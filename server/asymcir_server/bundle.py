@@ -104,8 +104,11 @@ class ServerBundle:
             self.clean = _text(tokenizer["clean"])
             visual = manifest.require("visual")
             self.visual_file = _text(visual["file"])
+            self._convolutional = bool(visual.get("convolutional", False))
             self.preprocessing = Preprocessing.from_json(visual["preprocessing"])
             self.union_file = _text(manifest.require("union")["file"])
+            compute = dict(manifest.properties.get("compute", {}))  # bundles of old say nothing: all is float32
+            self._compute = {_text(file): _text(value) for file, value in compute.items()}
         except (AttributeError, KeyError, TypeError, ValueError, ImageError) as exc:
             raise BundleError(
                 f"the manifest of {folder} cannot be used ({type(exc).__name__}: {exc}): export it again"
@@ -151,7 +154,7 @@ class ServerBundle:
         """Open the text encoder; returns it and the names of the inputs that it declares."""
         with self._lock:
             if self._text_session is None:
-                session = open_session(self.folder / self.text.file, threads=self.threads, convolutional=False)
+                session = self._open(self.text.file)
                 names = check_signature(
                     session,
                     self.folder / self.text.file,
@@ -172,7 +175,7 @@ class ServerBundle:
             if self._visual_session is None:
                 path = self.folder / self.visual_file
                 size = self.preprocessing.size
-                session = open_session(path, threads=self.threads)
+                session = self._open(self.visual_file)
                 check_signature(
                     session,
                     path,
@@ -188,7 +191,7 @@ class ServerBundle:
             if self._union_session is None:
                 path = self.folder / self.union_file
                 shape = ("batch", self.text.embedding_width)
-                session = open_session(path, threads=self.threads)
+                session = self._open(self.union_file)
                 check_signature(
                     session,
                     path,
@@ -209,6 +212,14 @@ class ServerBundle:
                     scales_path=None if scales is None else self.folder / scales,
                 )
             return self._word_table
+
+    def _open(self, file: str) -> ort.InferenceSession:
+        return open_session(
+            self.folder / file,
+            threads=self.threads,
+            compute=self._compute.get(file, "fp32"),
+            convolutional=file == self.visual_file and self._convolutional,
+        )
 
 
 class WordTable:

@@ -16,30 +16,36 @@ Dimensions = tuple[str | int, ...]
 """A number: that width. A word: the dimension must be left open by the graph."""
 
 
-def make_session_options(threads: int = 0) -> ort.SessionOptions:
+def make_session_options(threads: int = 0, *, compute: str = "fp32") -> ort.SessionOptions:
     """Build the options that every session of the server uses.
 
     Args:
         threads: threads inside one operator; 0 lets ONNX Runtime take the physical cores.
+        compute: what the graph computes in: "fp32", "fp16" or "int8".
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only: a warning about an unused initialiser is no news for an operator
     # Weights may be stored as int8 with a DequantizeLinear behind them. Without this entry ONNX Runtime keeps those
-    # pairs for quantised kernels; with it they are constants, folded to fp32 once, at load.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # pairs for quantised kernels; with it they are constants, folded to fp32 once, at load. A convolutional network
+    # that computes in int8 is made of such pairs, and needs those kernels.
+    if compute != "int8":
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
 
 
-def open_session(path: Path, *, threads: int = 0, convolutional: bool = True) -> ort.InferenceSession:
-    """Open one ONNX file on the CPU.
+def open_session(
+    path: Path, *, threads: int = 0, compute: str = "fp32", convolutional: bool = False
+) -> ort.InferenceSession:
+    """Open one ONNX file on the CPU; weights that lie beside it in `FILE.data` come along.
 
     Args:
         path: the file.
-        threads: see `make_session_options`.
-        convolutional: False leaves out the layout of convolutions, which a text tower has none of: with it, ONNX
-            Runtime 1.31 crashes the process when it opens a transformer in fp16.
+        threads, compute: see `make_session_options`.
+        convolutional: whether the graph is a convolutional network without attention. In fp16, others are opened
+            without the layout of convolutions: with it, ONNX Runtime 1.31 crashes the process when it opens a
+            transformer in fp16, of text or of pictures. A convolutional network without it takes twice the time.
 
     Raises:
         BundleError: ONNX Runtime cannot load it.
@@ -47,9 +53,9 @@ def open_session(path: Path, *, threads: int = 0, convolutional: bool = True) ->
     try:
         return ort.InferenceSession(
             str(path),
-            make_session_options(threads),
+            make_session_options(threads, compute=compute),
             providers=["CPUExecutionProvider"],
-            disabled_optimizers=[] if convolutional else ["NchwcTransformer"],
+            disabled_optimizers=["NchwcTransformer"] if compute == "fp16" and not convolutional else [],
         )
     except Exception as exc:  # ONNX Runtime's own exceptions share no root but Exception
         detail = (str(exc).splitlines() or [type(exc).__name__])[0]

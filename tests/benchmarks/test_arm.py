@@ -12,18 +12,27 @@ import numpy as np
 import onnx
 import pytest
 from asymcir_benchmarks.arm import (
-    PEER,
-    PICTURES,
     Subject,
     check_agreement,
     compare_outputs,
+    count_all,
     main,
-    open_model,
     ratios_to_peer,
+    read_counted,
 )
 from asymcir_benchmarks.arm_machine import ArmMachine, cost_per_query, read_json
+from asymcir_benchmarks.arm_subjects import (
+    ENCODER_FILES,
+    NETWORK_FILES,
+    PICTURES,
+    PREPROCESSING,
+    PREPROCESSING_FILE,
+    open_backbones,
+    open_model,
+)
+from asymcir_benchmarks.device import PEER, PEER_FILES
 from asymcir_benchmarks.errors import BenchmarkError
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from tiny_device_bundle import write_device_bundle
 
@@ -92,6 +101,42 @@ def _peer(path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """What the writer of the backbones leaves: the peer, the preprocessing, and a backbone."""
+    folder = tmp_path / "models"
+    (folder / "small").mkdir(parents=True)
+    for name in PEER_FILES.values():
+        _peer(folder / name)
+    _picture_model(folder / PREPROCESSING_FILE)
+    _picture_model(folder / "small" / ENCODER_FILES["int8"])
+    _peer(folder / "small" / NETWORK_FILES["int8"])
+    (folder / "small" / "backbones.json").write_text("{}", encoding="utf-8")
+    return folder
+
+
+def _picture_model(path: Path) -> Path:
+    """Picture [height, width, 3] -> its first pixel [1, 3]."""
+    initializers = [
+        numpy_helper.from_array(np.array(value, dtype=np.int64), name)
+        for name, value in (("starts", [0, 0]), ("ends", [1, 1]), ("axes", [0, 1]), ("shape", [1, 3]))
+    ]
+    nodes = [
+        helper.make_node("Slice", ["pixels", "starts", "ends", "axes"], ["corner"]),
+        helper.make_node("Reshape", ["corner", "shape"], ["flat"]),
+        helper.make_node("Cast", ["flat"], ["embedding"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "picture",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["height", "width", 3])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [1, 3])],
+        initializers,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
+
+
 def test_a_query_is_half_of_the_difference_of_three_and_one() -> None:
     assert cost_per_query(START + QUERY, START + 3 * QUERY) == QUERY
     with pytest.raises(BenchmarkError, match="took 5 instructions, 1 took 5"):
@@ -124,7 +169,13 @@ def test_ratios_are_to_the_faster_precision_of_the_peer() -> None:
 
 def test_tokens_that_differ_on_arm_are_an_error() -> None:
     subjects = [
-        Subject(name="ours", precision=precision, arguments=(), inputs=np.zeros((1, 4, 4, 3), dtype=np.uint8))
+        Subject(
+            name="ours",
+            precision=precision,
+            file=Path("encoder.onnx"),
+            arguments=(),
+            inputs=np.zeros((1, 4, 4, 3), dtype=np.uint8),
+        )
         for precision in ("fp32", "int8-ort")
     ]
     figures = {f"{subject.key}, ARM to x86, min cosine": 0.9999 for subject in subjects}
@@ -136,22 +187,68 @@ def test_tokens_that_differ_on_arm_are_an_error() -> None:
 
 
 def test_the_command_counts_compares_and_writes(
-    tmp_path: Path, work: Path, pictures: Path, emulator: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, work: Path, pictures: Path, models: Path, emulator: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emulator.rename(tmp_path / "qemu-aarch64")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     bundle = write_device_bundle(tmp_path / "bundle")
     out = tmp_path / "arm.json"
     arguments = ["--root", str(work), "--bundle", str(bundle), "--name", "ours", "--pictures", str(pictures)]
-    arguments += ["--peer", f"fp32={_peer(tmp_path / 'peer.onnx')}", "--out", str(out)]
+    arguments += ["--models", str(models), "--out", str(out)]
     assert main(arguments) == 0
     figures = json.loads(out.read_text(encoding="utf-8"))["figures"]
     assert figures[f"{PEER}, fp32, M instructions"] == QUERY / 1e6
     assert figures["ours, fp32, M instructions"] == figures["ours, fp32, from 640 x 480, M instructions"] == QUERY / 1e6
-    assert figures[f"ours, fp32, instructions / {PEER}, fp32"] == 1.0
-    assert figures["ours, fp32, ARM to x86, max abs difference"] == 0.0
+    assert figures[f"{PREPROCESSING}, fp32, from 640 x 480, M instructions"] == QUERY / 1e6
+    for key in ("ours, fp32", "small, int8", "small, network alone, int8"):
+        assert figures[f"{key}, instructions / {PEER}, fp32"] == 1.0
+        assert figures[f"{key}, ARM to x86, max abs difference"] == 0.0
     assert figures["ours, fp32, ARM to x86, min cosine"] == pytest.approx(1.0)
     assert main([*arguments, "--selftest", str(tmp_path / "selftest.json")]) == 1  # the tiny bundle has no golden part
+
+
+def test_only_what_has_changed_is_counted_again(tmp_path: Path, work: Path, models: Path, emulator: Path) -> None:
+    machine = ArmMachine(work=work, emulator=str(emulator))
+    picture = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    out = tmp_path / "arm.json"
+
+    def count() -> dict[str, float]:
+        peers = [open_model(PEER, precision, models / file, [picture]) for precision, file in PEER_FILES.items()]
+        return count_all([*peers, *open_backbones(models, [picture])], machine, out)
+
+    first = count()
+    assert read_counted(out)[0] == {key: value for key, value in first.items() if "instructions /" not in key}
+    emulator.write_text(emulator.read_text(encoding="utf-8").replace(f"* {QUERY}", f"* {2 * QUERY}"), encoding="utf-8")
+    assert count() == first  # nothing has changed, so nothing was run
+    path = models / "small" / ENCODER_FILES["int8"]
+    changed = onnx.load(path)
+    changed.doc_string = "another graph"
+    onnx.save(changed, path)
+    second = count()
+    found = {key for key in first if second[key] != first[key]}
+    assert found == {"small, int8, M instructions", f"small, int8, instructions / {PEER}, fp32"}
+    assert second["small, int8, M instructions"] == 2 * QUERY / 1e6
+    shutil.rmtree(models / "small")
+    with pytest.raises(BenchmarkError, match=r"found no backbone .* run `python -m asymcir_export\.backbones` first"):
+        count()
+
+
+def test_what_was_counted_before_a_failure_is_kept(tmp_path: Path, work: Path, models: Path, emulator: Path) -> None:
+    machine = ArmMachine(work=work, emulator=str(emulator))
+    picture = np.zeros((9, 12, 3), dtype=np.uint8)
+    out = tmp_path / "arm.json"
+    peer = open_model(PEER, "fp32", models / PEER_FILES["fp32"], [picture])
+    broken = Subject(name="x", precision="fp32", file=peer.file, arguments=("--model", "none"), inputs=peer.inputs)
+    with pytest.raises(BenchmarkError, match="exit code 1"):
+        count_all([peer, broken], machine, out)
+    figures, digests = read_counted(out)
+    assert list(digests) == [peer.key] and figures[f"{PEER}, fp32, M instructions"] == QUERY / 1e6
+
+
+def test_the_files_are_those_that_the_writer_of_the_backbones_names() -> None:
+    backbones = pytest.importorskip("asymcir_export.backbones")
+    assert (ENCODER_FILES, NETWORK_FILES) == (backbones.ENCODER_FILES, backbones.NETWORK_FILES)
+    assert PREPROCESSING_FILE == backbones.PREPROCESSING_FILE
 
 
 def test_a_run_that_fails_says_what_it_said(work: Path, emulator: Path, tmp_path: Path) -> None:
@@ -187,23 +284,16 @@ def test_what_is_missing_is_named(work: Path, emulator: Path, tmp_path: Path) ->
         ArmMachine(work=work, emulator=str(emulator))
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("encoder.onnx", "expected NAME:PRECISION=FILE"),
-        ("ours:fp32=nothing.onnx", "cannot open the model"),
-        ("ours:fp32={folder}/two.onnx", "expected one input"),
-    ],
-)
-def test_models_that_cannot_be_run_are_refused(tmp_path: Path, model: str, message: str) -> None:
+def test_models_that_cannot_be_run_are_refused(tmp_path: Path) -> None:
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in ("a", "b")]
     output = helper.make_tensor_value_info("c", TensorProto.FLOAT, [1, 3])
     graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["c"])], "two", inputs, [output])
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "two.onnx"
     )
-    with pytest.raises(BenchmarkError, match=message):
-        open_model(model.format(folder=tmp_path), [np.zeros((4, 4, 3), dtype=np.uint8)])
+    for file, message in (("nothing.onnx", "cannot open the model"), ("two.onnx", "expected one input")):
+        with pytest.raises(BenchmarkError, match=message):
+            open_model("ours", "fp32", tmp_path / file, [np.zeros((4, 4, 3), dtype=np.uint8)])
 
 
 def test_a_process_that_printed_json_after_other_lines_is_read() -> None:

@@ -81,6 +81,25 @@ def test_the_resize_in_the_graph_and_the_storage_are_not_counted(tmp_path: Path,
     assert (cost.parameters, cost.macs) == (48 * 32, 48 * 32)
 
 
+def test_a_choice_in_the_preprocessing_is_not_counted_and_one_in_the_network_is_refused(tmp_path: Path) -> None:
+    model = _model()
+    for node in model.graph.node:
+        if node.output[0] == "x0":
+            node.output[0] = "preprocess_scaled"
+    output = helper.make_tensor_value_info("same", TensorProto.FLOAT, None)
+    branch = helper.make_graph([helper.make_node("Identity", ["preprocess_scaled"], ["same"])], "same", [], [output])
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "preprocess_yes"))
+    choice = helper.make_node(
+        "If", ["preprocess_yes"], ["x0"], name="preprocess_If", then_branch=branch, else_branch=branch
+    )
+    model.graph.node.insert(4, choice)
+    found = measure_cost(_save(model, tmp_path), 8)
+    assert (found.parameters, found.macs) == (PARAMETERS, MACS)
+    model.graph.node[4].name = "network_If"
+    with pytest.raises(BenchmarkError, match="not counted: If"):
+        measure_cost(_save(model, tmp_path), 8)
+
+
 def test_products_of_two_activations_and_transposed_gemms_are_counted(tmp_path: Path) -> None:
     model = _model()
     del model.graph.node[-1]

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asymcir_benchmarks.device import LARGE, PEER, PEER_FILES, main, measure, time_in_turn
+from asymcir_benchmarks.device import LARGE, PEER, PEER_FILES, REASONS, main, measure, read_reasons, time_in_turn
 from asymcir_benchmarks.device_tables import lay_out_arm, lay_out_backbones, lay_out_goals, lay_out_selftest
 from asymcir_benchmarks.errors import BenchmarkError
 from asymcir_export.backbones import FACTS_FILE, write_int8_product
@@ -68,6 +68,11 @@ def test_figures_are_ratios_to_the_faster_peer(models: Path) -> None:
     assert 0 < figures["small, int8, memory over the bare interpreter with numpy, MB"] < 500
     assert 4_608 < figures["query on the wire, bytes"] < 5_000  # 6 x 768 int8 values, scales, change, space
     page = lay_out_backbones({"figures": figures, **SOURCE})
+    assert "Not verified" not in page
+    reasons = read_reasons(models)
+    assert reasons == {"small, coreml": "x"}
+    page = lay_out_backbones({"figures": figures, "details": {REASONS: reasons}, **SOURCE})
+    assert "Not verified:\n\n- small, Core ML fp16: x\n" in page
     assert "| small | 2.5 |" in page and page.count("| yes | **no** |") == 1 and PEER in page and LARGE in page
 
 
@@ -79,19 +84,38 @@ def test_what_is_missing_is_named(models: Path, tmp_path: Path, capsys: pytest.C
     assert "run `python -m asymcir_export.backbones` first" in capsys.readouterr().err
 
 
+def test_the_command_writes_figures_and_reasons(models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "device.json"
+    assert main(["--models", str(models), "--rounds", "2", "--out", str(out)]) == 0
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert record["details"] == {REASONS: {"small, coreml": "x"}}
+    assert record["figures"]["small, coreml, verified"] == 0.0
+
+
 def test_goals_and_arm_tables() -> None:
     key = "mobilenetv4_conv_small_050, int8"
     figures = {f"{key}, times faster than the peer": 19.9, f"{key}, MB": 4.5, "query on the wire, bytes": 4800.0}
     page = lay_out_goals({"figures": figures, **SOURCE})
     assert "| 19.9 | at least 20 | **no** |" in page and "| 4.5 | at most 5 | yes |" in page
     counted = {
+        f"{PEER}, int8, M instructions": 1600.0,
         "demo, int8, M instructions": 40.0,
         "demo, int8, from 640 x 480, M instructions": 60.0,
         "demo, int8, instructions / peer, int8": 0.025,
         "demo, int8, ARM to x86, min cosine": 0.9991,
+        "demo, network alone, int8, M instructions": 32.0,
+        "demo, network alone, int8, instructions / peer, int8": 0.02,
+        "demo, network alone, int8, ARM to x86, min cosine": 0.9985,
+        "picture preparation alone, fp32, M instructions": 8.0,
+        "picture preparation alone, fp32, instructions / peer, int8": 0.005,
     }
     rows = lay_out_arm({"figures": counted, **SOURCE}).splitlines()
-    assert rows[2] == "| demo, int8 | 40.0 | 40.0 | 0.99910 |" and "640" not in "".join(rows)
+    assert rows[2:6] == [
+        f"| {PEER}, int8 | - | - | 1,600.0 | - | - |",
+        "| demo, int8 | 40.0 | 40.0 | 32.0 | 50.0 | 0.99850 |",
+        "| demo, int8, from 640 x 480 | 60.0 | - | - | - | - |",
+        "| picture preparation alone, fp32 | 8.0 | - | - | - | - |",
+    ]
 
 
 def test_the_selftest_table_shows_failures() -> None:

@@ -4,15 +4,26 @@ import numpy as np
 import pytest
 import torch
 from asymcir_edge import DeviceBundle, QueryEncoder
-from asymcir_export import ExportError, export_device_bundle, export_server_bundle
-from asymcir_protos import preprocess, read_manifest
+from asymcir_export import ExportError, ParityError, export_device_bundle, export_server_bundle, onnx_writer
+from asymcir_export.quantize import Compute
+from asymcir_export.server_gate import check_recall
+from asymcir_protos import BundleError, preprocess, read_manifest
 from asymcir_protos.manifest import DEVICE_BUNDLE, SERVER_BUNDLE
 from asymcir_server.bundle import ServerBundle
 from asymcir_server.text_encoder import TextEncoder
+from asymcir_server.visual import VisualEncoder
 from asymcir_training import Foundation, LightEncoder, UnionHead
+from numpy.typing import NDArray
 from PIL import Image
+from search_sets import write_search_set
 
 SOURCES = [{"name": "tests", "licence": "Apache-2.0", "url": "https://example.org"}]
+
+
+@pytest.fixture(autouse=True)
+def _few_strings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare tokenizers on fewer strings where a test writes a bundle of its own; the fixtures' had all of them."""
+    monkeypatch.setattr("asymcir_export.tokenizer_json.STRESS_COUNT", 200)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +48,11 @@ def causal_bundle(
     out = tmp_path_factory.mktemp("causal") / "bundle"
     export_server_bundle(causal_foundation, union_head, out, pictures=pictures, sources=SOURCES)
     return out
+
+
+def least_cosine(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    return float(cosines.min())
 
 
 def test_the_device_bundle_describes_itself(device_bundle: Path) -> None:
@@ -158,16 +174,128 @@ def test_too_few_pictures_are_refused(tmp_path: Path, light_encoder: LightEncode
 
 
 @pytest.mark.parametrize("compute", ["fp16", "int8"])
-def test_the_text_tower_computes_in_less(
-    compute: str, tmp_path: Path, causal_foundation: Foundation, union_head: UnionHead, pictures: Path
+def test_both_towers_compute_in_less(
+    compute: Compute, tmp_path: Path, causal_foundation: Foundation, union_head: UnionHead, pictures: Path
 ) -> None:
     out = tmp_path / "bundle"
-    export_server_bundle(causal_foundation, union_head, out, pictures=pictures, text_compute=compute)  # type: ignore[arg-type]
+    export_server_bundle(
+        causal_foundation, union_head, out, pictures=pictures, text_compute=compute, visual_compute=compute
+    )
     manifest = read_manifest(out, format=SERVER_BUNDLE)
-    assert manifest.properties["compute"] == {"text_encoder.onnx": compute, "visual_encoder.onnx": "fp32"}
-    texts = ["a", "the same but in blue", "!? " * 9]
-    found = TextEncoder(ServerBundle.load(out)).encode_text(texts)
-    expected = causal_foundation.encode_text(texts).detach().numpy()
-    cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
-    assert 0.99 < cosines.min() < 1.0 - 1e-8
+    assert manifest.properties["compute"] == {"text_encoder.onnx": compute, "visual_encoder.onnx": compute}
     assert manifest.parity["text_features"]["cosine_min"] < 1.0 - 1e-8
+    bundle = ServerBundle.load(out)
+    texts = ["a", "the same but in blue", "!? " * 9]
+    expected = causal_foundation.encode_text(texts).detach().numpy()
+    assert 0.99 < least_cosine(TextEncoder(bundle).encode_text(texts), expected) < 1.0 - 1e-8
+    squares = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    pixels = causal_foundation.normalise_pixels(torch.from_numpy(squares))
+    expected = causal_foundation.encode_pixels(pixels).detach().numpy()
+    assert 0.99 < least_cosine(VisualEncoder(bundle).encode_image(squares), expected) < 1.0 - 1e-8
+
+
+def test_a_tower_that_reads_its_padding_computes_in_less(
+    padded_foundation: Foundation, union_head: UnionHead, pictures: Path, tmp_path: Path
+) -> None:
+    export_server_bundle(padded_foundation, union_head, tmp_path / "b", pictures=pictures, text_compute="int8")
+    bundle = ServerBundle.load(tmp_path / "b")
+    assert not bundle.text.causal and bundle.text_session()[1] == {"word_embeddings"}
+    texts = ["", "a red cat", "the same but in blue"]
+    expected = padded_foundation.encode_text(texts).numpy()
+    assert 0.98 < least_cosine(TextEncoder(bundle).encode_text(texts), expected) < 1.0 - 1e-8
+
+
+def test_a_mask_of_the_least_float32_number_is_no_weight_too_large_for_fp16(
+    bert_foundation: Foundation, union_head: UnionHead, pictures: Path, tmp_path: Path
+) -> None:
+    export_server_bundle(bert_foundation, union_head, tmp_path / "b", pictures=pictures, text_compute="fp16")
+    bundle = ServerBundle.load(tmp_path / "b")
+    assert bundle.text_session()[1] == {"word_embeddings", "attention_mask"}
+    texts = ["a", "that red photo of a thing", ""]  # of different lengths, so that there is padding to mask
+    found, expected = TextEncoder(bundle).encode_text(texts), bert_foundation.encode_text(texts).numpy()
+    assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
+
+
+def test_data_beside_a_graph_is_listed_and_verified(
+    causal_foundation: Foundation,
+    union_head: UnionHead,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnx_writer, "_EXTERNAL_DATA_ABOVE_BYTES", 100_000)
+    out = tmp_path / "bundle"
+    manifest = export_server_bundle(causal_foundation, union_head, out, pictures=pictures)
+    data = out / "visual_encoder.onnx.data"
+    assert manifest.files[data.name].size_bytes == data.stat().st_size > 100_000
+    assert manifest.parity["image_features"]["cosine_min"] > 0.9999  # opened by the server, with its data
+    with data.open("r+b") as stream:
+        stream.seek(5000)
+        stream.write(b"changed")
+    with pytest.raises(BundleError, match=r"visual_encoder\.onnx\.data is not the file its manifest describes"):
+        ServerBundle.load(out)
+    data.unlink()
+    with pytest.raises(BundleError, match=r"lacks visual_encoder\.onnx\.data"):
+        ServerBundle.load(out)
+
+
+def test_a_lean_server_bundle_is_held_to_its_answers(
+    causal_foundation: Foundation,
+    union_head: UnionHead,
+    light_encoder: LightEncoder,
+    pictures: Path,
+    tmp_path: Path,
+) -> None:
+    device = tmp_path / "device"
+    export_device_bundle(
+        light_encoder,
+        device,
+        word_space=causal_foundation.word_space(),
+        foundation="f",
+        pictures=pictures,
+        variants=(),
+    )
+    found = write_search_set(tmp_path / "set")
+    out = tmp_path / "bundle"
+
+    def export(**options: Path) -> dict[str, float]:
+        manifest = export_server_bundle(
+            causal_foundation, union_head, out, pictures=pictures, text_compute="fp16", search_set=found, **options
+        )
+        answers: dict[str, float] = manifest.parity["answers"]
+        return answers
+
+    with pytest.raises(ExportError, match="pass --device"):
+        export()
+    assert not out.exists()
+    answers = export(device=device)
+    assert answers["queries"] == 3 and answers["max_recall_loss"] == 0.005
+    assert answers["recall_at_10_change"] == 0.0 and answers["top_10_agreement"] > 0.8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "device", "set"]
+
+
+def test_a_device_bundle_of_another_foundation_is_refused(
+    causal_foundation: Foundation, union_head: UnionHead, device_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match="is of word_space abababababab, the foundation of"):
+        export_server_bundle(
+            causal_foundation,
+            union_head,
+            tmp_path / "b",
+            pictures=pictures,
+            device=device_bundle,
+            search_set=write_search_set(tmp_path / "set"),
+        )
+
+
+def test_a_loss_of_answers_is_refused() -> None:
+    record = {
+        "queries": 1000,
+        "recall_at_10_original": 0.5,
+        "recall_at_10": 0.495,
+        "recall_at_10_change": -0.005,
+        "recall_at_10_change_interval": [-0.01, 0.0],
+    }
+    check_recall(record)
+    with pytest.raises(ParityError, match=r"fell from 0\.5000 to 0\.4940.*at most 0\.005 may be lost"):
+        check_recall({**record, "recall_at_10": 0.494, "recall_at_10_change": -0.006})

@@ -1,9 +1,18 @@
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
-from asymcir_export.device_graph import build_preprocessing_graph
+import torch
+from asymcir_export.device_graph import (
+    PREPROCESSING_PREFIX,
+    build_device_graph,
+    build_preprocessing_graph,
+    cut_preprocessing,
+)
 from asymcir_protos import Preprocessing, preprocess
 from numpy.typing import NDArray
+from onnx import AttributeProto
+from torch import nn
 
 SIZES = [
     (1, 1),
@@ -69,3 +78,59 @@ def test_a_long_strip_needs_no_giant_intermediate() -> None:
     spec = Preprocessing(size=64, interpolation="bilinear", mean=MEAN, std=STD)
     picture = make_picture(1, 50_000, "noise")
     assert np.abs(run_in_graph(picture, spec) - preprocess(picture, spec)).max() < 1.01
+
+
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_picture_of_the_models_size_keeps_its_pixels(resize: str, interpolation: str) -> None:
+    spec = Preprocessing(size=33, interpolation=interpolation, mean=MEAN, std=STD, resize=resize)
+    picture = make_picture(33, 33, "noise")
+    np.testing.assert_allclose(run_in_graph(picture, spec), picture, atol=1e-4)
+    if resize == "shortest":  # nothing is resized either where only one side is longer
+        wide = make_picture(33, 36, "noise")
+        np.testing.assert_allclose(run_in_graph(wide, spec), wide[:, 2:35], atol=1e-4)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_short_way_gives_what_the_long_one_gives(interpolation: str) -> None:
+    spec = Preprocessing(size=32, interpolation=interpolation, mean=MEAN, std=STD)
+    model = build_preprocessing_graph(spec)
+    (choice,) = (node for node in model.graph.node if node.op_type == "If")
+    branches = {item.name: item.g for item in choice.attribute}
+    branches["then_branch"].CopyFrom(branches["else_branch"])
+    always_long = onnxruntime.InferenceSession(model.SerializeToString())
+    session = onnxruntime.InferenceSession(build_preprocessing_graph(spec).SerializeToString())
+    for height, width in ((32, 32), (32, 90), (33, 100), (97, 50), (480, 641)):
+        picture = make_picture(height, width, "ramps")
+        feed = {"pixels": picture}
+        np.testing.assert_array_equal(session.run(None, feed)[0], always_long.run(None, feed)[0])
+
+
+def test_branches_take_nothing_from_outside_but_the_picture() -> None:
+    # Tools that sort the nodes (ONNX Runtime's quantiser) do not see what a branch takes from outside.
+    model = build_preprocessing_graph(Preprocessing(size=32, interpolation="bicubic", mean=MEAN, std=STD))
+    names = [node.name for node in model.graph.node]
+    for node in model.graph.node:
+        for branch in (item.g for item in node.attribute if item.type == AttributeProto.GRAPH):
+            known = {tensor.name for tensor in branch.initializer} | {"pixels", ""}
+            for inner in branch.node:
+                assert known.issuperset(inner.input), inner.name
+                known.update(inner.output)
+            names += [inner.name for inner in branch.node]
+    assert len(set(names)) == len(names) > 50
+    assert all(name.startswith(PREPROCESSING_PREFIX) for name in names)
+
+
+def test_the_preprocessing_can_be_taken_off_again() -> None:
+    spec = Preprocessing(size=32, interpolation="bilinear", mean=MEAN, std=STD)
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(2)).eval()  # [1, 4, 1024]
+    graph = build_device_graph(encoder, spec, torch.zeros(1, 3, 32, 32))
+    network = cut_preprocessing(graph, 32)
+    onnx.checker.check_model(network, full_check=True)
+    picture = make_picture(40, 50, "noise")
+    (whole,) = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"pixels": picture})
+    front = onnxruntime.InferenceSession(build_preprocessing_graph(spec).SerializeToString())
+    feed = dict(zip(["normalised_pixels"], front.run(None, {"pixels": picture}), strict=True))
+    (found,) = onnxruntime.InferenceSession(network.SerializeToString()).run(None, feed)
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    assert not any(node.name.startswith(PREPROCESSING_PREFIX) for node in network.graph.node)

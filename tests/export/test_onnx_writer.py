@@ -77,3 +77,33 @@ def test_large_weights_go_beside_the_graph(tmp_path: Path, monkeypatch: pytest.M
     (found,) = onnxruntime.InferenceSession(str(path)).run(None, {"x": x.numpy()})
     with torch.inference_mode():
         assert np.abs(found - module(x).numpy()).max() < 1e-5
+
+
+def test_a_copy_without_weights_lacks_nothing_else() -> None:
+    model = convert(Masked(use_mask=True).eval())
+    copied = onnx_writer.copy_without_weights(model)
+    assert not copied.graph.initializer
+    copied.graph.initializer.extend(model.graph.initializer)
+    assert copied.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+    copied.graph.node[0].name = "another"
+    assert model.graph.node[0].name != "another"
+
+
+def test_a_written_graph_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_writer, "_EXTERNAL_DATA_ABOVE_BYTES", 100)
+    model = to_onnx(nn.Linear(64, 64).eval(), {"x": torch.zeros(2, 64)}, outputs=["y"], axes={})
+    before = model.SerializeToString(deterministic=True)
+    onnx_writer.save_onnx(model, tmp_path / "a.onnx")
+    assert model.SerializeToString(deterministic=True) == before
+    assert onnx.load_model(tmp_path / "a.onnx").graph.initializer[0].raw_data == model.graph.initializer[0].raw_data
+    monkeypatch.undo()
+    onnx_writer.save_onnx(model, tmp_path / "a.onnx")  # the data of the larger one would be listed in a manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_shapes_are_inferred_as_onnx_infers_them() -> None:
+    model = convert(Masked(use_mask=True).eval())
+    del model.graph.value_info[:]
+    expected = {value.name: value.type for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    onnx_writer.infer_shapes(model)
+    assert {value.name: value.type for value in model.graph.value_info} == expected and expected

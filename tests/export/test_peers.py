@@ -1,4 +1,4 @@
-"""The peers' files: the fp32 one is the module, the int8 one nearly, and a backbone's two forms are one network."""
+"""The peers' files: the fp32 one is the module, the int8 one nearly."""
 
 from pathlib import Path
 
@@ -8,9 +8,8 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from asymcir_export.peers import SENTENCE_LENGTH, WORD_WIDTH, Peer, write_backbone, write_peer
+from asymcir_export.peers import Peer, write_peer
 from asymcir_protos import Preprocessing, preprocess
-from asymcir_training import FoundationError
 from numpy.typing import NDArray
 
 SIZE = 64
@@ -53,20 +52,3 @@ def test_a_peer_is_its_module_with_merged_branches(tmp_path: Path, pictures: lis
     kinds = [node.op_type for node in onnx.load(int8).graph.node]
     assert "QuantizeLinear" in kinds and "QuantizeLinear" not in [node.op_type for node in onnx.load(fp32).graph.node]
     assert write_peer(peer, tmp_path) == [fp32]  # nothing to calibrate on
-
-
-@pytest.mark.slow
-def test_a_backbone_is_written_with_and_without_its_preprocessing(
-    tmp_path: Path, pictures: list[NDArray[np.uint8]]
-) -> None:
-    whole, whole_int8, network, network_int8 = write_backbone(
-        "mobilenetv4_conv_small_050", tmp_path, pictures, size=SIZE
-    )
-    picture = preprocess(pictures[0], SPEC)
-    tokens = _run(network, _pixels(picture))
-    assert tokens.shape == (1, SENTENCE_LENGTH, WORD_WIDTH)
-    np.testing.assert_allclose(_run(whole, picture), tokens[0], atol=1e-4)
-    assert _cosine(_run(whole_int8, picture), tokens[0]) > 0.95
-    assert _cosine(_run(network_int8, _pixels(picture))[0], tokens[0]) > 0.95
-    with pytest.raises(FoundationError, match="unknown timm backbone"):
-        write_backbone("mobilenetv9", tmp_path, pictures)

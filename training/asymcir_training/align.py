@@ -182,6 +182,7 @@ def align_visual_tower(
     identity = {
         "trainer": "align",
         "config": asdict(config),
+        "execution": execution.identity(),
         "pictures": shown.digest,
         "names": _digest_names(wordings, labels),
         "start": digest(weights=trunk.state_dict() | head.state_dict(), facts={}),

@@ -18,7 +18,7 @@ from asymcir_training.transagg import TransAgg
 from asymcir_training.union import UnionHead
 
 _WEIGHTS = "model.safetensors"
-_RECORD = "checkpoint.json"
+_RECORD = RECORD_FILE = "checkpoint.json"
 LIGHT_ENCODER = "asymcir.light-encoder"
 SYMMETRIC_ENCODER = "asymcir.symmetric-encoder"
 TRANSAGG = "asymcir.transagg"
@@ -28,7 +28,12 @@ UNION_HEAD = "asymcir.union-head"
 def save_checkpoint(
     folder: Path, *, kind: str, model: nn.Module, config: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> None:
-    """Write a checkpoint beside `folder`, then put it in place of the old one."""
+    """Write a checkpoint beside `folder`, then put it in place of the old one.
+
+    Raises:
+        CheckpointError: the folder holds something else.
+    """
+    check_free(folder, _RECORD)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -42,6 +47,23 @@ def save_checkpoint(
         folder.rename(old)
     temporary.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_free(folder: Path, mark: str) -> None:
+    """Refuse a folder that a result would replace and that is no earlier result.
+
+    Args:
+        folder: to be written.
+        mark: file that an earlier result has.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file()):
+        raise CheckpointError(
+            f"{folder} is there and is no earlier result of this command (it has no {mark}): it would be replaced; "
+            "pass a folder that is new or empty"
+        )
 
 
 def read_checkpoint(folder: Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:

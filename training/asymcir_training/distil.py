@@ -44,6 +44,7 @@ from asymcir_training.symmetric import SymmetricEncoder
 
 _ROWS_AT_ONCE = 1024
 _SAMPLED_ROWS = 4096
+_LEAST_TO_MATCH = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +61,7 @@ class DistilConfig:
     lar: Annotated[
         Literal["late", "matching"], "late interaction with the teacher's patches, or BLIP's matching encoder"
     ] = "late"
-    lar_group: Annotated[int, "pictures that LAR contrasts with one another; 0: the batch"] = 0
+    lar_group: Annotated[int, "pictures that late LAR contrasts with one another; 0: the batch"] = 0
     consistency_weight: Annotated[float, "of composition consistency; needs phrases and modifiers"] = 1.0
     identity_weight: Annotated[float, 'of the distance of text(tokens) to text("a photo of X")'] = 0.5
     nearest: Annotated[int, "the pseudo-caption X is drawn among this many nearest phrases"] = 1
@@ -132,11 +133,19 @@ def distil(
 
     Source: ISA, arXiv:2403.01431, for GCD and LAR; composition consistency is ours.
     """
-    _check_inputs(config, phrases, modifiers, patches, symmetric=isinstance(student, SymmetricEncoder))
     execution = execution or Execution()
     device = execution.processes.device
     shown = ArrayPictures(pictures) if isinstance(pictures, Sequence) else pictures
     rows = np.arange(len(shown)) if kept is None else kept
+    share = len(execution.split(min(config.batch, len(rows))))
+    _check_inputs(
+        config,
+        phrases,
+        modifiers,
+        patches,
+        symmetric=isinstance(student, SymmetricEncoder),
+        least_part=min(config.batch, len(rows)) // (share * execution.processes.world),
+    )
     bank = embed_phrases(foundation, phrases) if phrases else torch.zeros(1, teacher.shape[1], device=device)
     bank_of_modifiers = [*modifiers] or [""]
     nearest, shares = nearest_phrases(teacher, bank, min(config.nearest, len(bank)), config.phrase_scale)
@@ -200,18 +209,18 @@ def distil(
             pairs = zip(chosen[own], drawn[own], strict=True)
             texts = [TOKENS_MODIFIER_PROMPT.format(tokens=phrases[i], modifier=text) for i, text in pairs]
             described = execution.processes.gather(execution.encode_texts(foundation, texts))
-        facing = pick(teacher, batch.index, device)
+        seen = pick(teacher, batch.whole, device)
         parts = [
             _Part(
                 inputs=batch.pixels[part],
                 modifiers=drawn[own][part],
                 numbers=rows[batch.index[part]],
-                teacher=facing[part],
+                teacher=seen[own][part],
             )
             for part in execution.split(len(batch.whole))
         ]
         targets = Targets(
-            teacher=pick(teacher, batch.whole, device),
+            teacher=seen,
             patches=pick(patches, batch.whole, device) if patches is not None and late else None,
             named=bank[chosen],
             described=described,
@@ -223,6 +232,8 @@ def distil(
     identity = {
         "trainer": "distil",
         "config": asdict(config),
+        "execution": execution.identity(),
+        "validation": {"best": loop.best, "queries": getattr(validate, "digest", "")},
         "student": student.config,
         "word_space": foundation.word_space(),
         "pictures": shown.digest,
@@ -351,7 +362,13 @@ def _digest_teacher(teacher: Rows, patches: Rows | None, phrases: Sequence[str],
 
 
 def _check_inputs(
-    config: DistilConfig, phrases: Sequence[str], modifiers: Sequence[str], patches: Rows | None, *, symmetric: bool
+    config: DistilConfig,
+    phrases: Sequence[str],
+    modifiers: Sequence[str],
+    patches: Rows | None,
+    *,
+    symmetric: bool,
+    least_part: int,
 ) -> None:
     if not (config.gcd_weight or config.lar_weight or config.consistency_weight or config.identity_weight):
         raise DataError("every loss has weight 0: give at least one a weight")
@@ -359,6 +376,11 @@ def _check_inputs(
         raise DataError("composition consistency and identity need a text bank: give phrases, or set both weights to 0")
     if config.consistency_weight and not modifiers:
         raise DataError("composition consistency needs modifiers: give some, or set its weight to 0")
+    if config.lar_weight and config.lar == "matching" and least_part < _LEAST_TO_MATCH:
+        raise DataError(
+            f"LAR by matching draws its negatives from the pictures of one part, and a part has {least_part}: ask for "
+            "fewer chunks or processes, or a larger batch"
+        )
     if symmetric and patches is None:
         raise DataError("a symmetric encoder reads the teacher's patch features: give them")
     if config.lar_weight and config.lar == "late" and patches is None:

@@ -57,6 +57,10 @@ class Execution:
         """Cut this process's rows of a batch into its chunks."""
         return chunk_rows(batch, chunks=self.chunks, processes=self.processes)
 
+    def identity(self) -> dict[str, Any]:
+        """Return what of this changes the result of a run."""
+        return {"precision": self.precision.name, "chunks": self.chunks, "ema": self.ema}
+
     @torch.no_grad()
     def encode_texts(self, foundation: Foundation, texts: Sequence[str]) -> Tensor:
         """Encode texts by the frozen tower, chunk by chunk: [b, E], not normalised, float32."""

@@ -161,6 +161,14 @@ class Foundation(nn.Module):
         """
         return self._matching_model().visual.encode_states(pixels)
 
+    def check_matching(self) -> None:
+        """Refuse a foundation without a matching encoder, before it is asked.
+
+        Raises:
+            FoundationError: it is none.
+        """
+        self._matching_model()
+
     def match(
         self, word_embeddings: Tensor, attention_mask: Tensor, image_states: Tensor, *, start: MatchingStart = "cls"
     ) -> Tensor:

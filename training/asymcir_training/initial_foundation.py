@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from asymcir_training.errors import FoundationError
-from asymcir_training.foundation import CONFIG_FILE, TEXT_FOLDER, WEIGHTS_FILE, Foundation
+from asymcir_training.foundation import CONFIG_FILE, TEXT_FOLDER, WEIGHTS_FILE, Foundation, needs_quick_gelu
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -99,17 +100,18 @@ def write_initial_foundation(
         "interpolation": "bicubic",
         "resize_mode": "shortest",
     }
-    _write_json(folder / CONFIG_FILE, {"model_cfg": model_config, "preprocess_cfg": preprocessing})
     save_weights(model, folder)
+    _write_json(folder / CONFIG_FILE, {"model_cfg": model_config, "preprocess_cfg": preprocessing})
 
 
-def write_foundation(foundation: Foundation, folder: Path, *, source: str) -> None:
+def write_foundation(foundation: Foundation, folder: Path, *, source: str, pretrained: str | None = None) -> None:
     """Write a loaded foundation as an open_clip folder.
 
     Args:
         foundation: its weights as they are now.
         folder: to write.
         source: how it was asked for: "local-dir:FOLDER", whose other files are copied, or an open_clip architecture.
+        pretrained: the tag that it was loaded with, which decides on QuickGELU.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if source.startswith("local-dir:"):
@@ -125,7 +127,10 @@ def write_foundation(foundation: Foundation, folder: Path, *, source: str) -> No
             "interpolation": spec.interpolation,
             "resize_mode": spec.resize,
         }
-        config = {"model_cfg": open_clip.get_model_config(source), "preprocess_cfg": preprocessing}
+        model_config = open_clip.get_model_config(source)
+        if needs_quick_gelu(source, pretrained):
+            model_config = {**model_config, "quick_gelu": True}
+        config = {"model_cfg": model_config, "preprocess_cfg": preprocessing}
         _write_json(folder / CONFIG_FILE, config)
     save_weights(foundation.model, folder)
 
@@ -153,7 +158,7 @@ def load_trunk_weights(trunk: nn.Module, path: Path) -> None:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as exc:
+    except (OSError, SafetensorError, RuntimeError, ValueError, UnpicklingError) as exc:
         raise FoundationError(f"cannot read the trunk's weights {path}: {str(exc).splitlines()[0]}") from exc
     source = source.get("state_dict", source)  # type: ignore[assignment]
     ours = trunk.state_dict()

@@ -43,9 +43,13 @@ class AdaptiveTokenLearner(nn.Module):
     def forward(self, feature_map: Tensor) -> Tensor:
         """Turn [b, c, h, w] into [b, L, D]."""
         x = self.project(feature_map)  # [b, d, h, w]
-        attention = self.groups(x).softmax(dim=1).flatten(2)  # [b, L, h*w], over the groups at each location
+        logits = self.groups(x).flatten(2)  # [b, L, h*w]
+        # In logarithms: a group that is small everywhere keeps its weights, which fp16 would round to zero. The
+        # greatest is taken off before exp, whose result ends at 65504 there.
+        logits = logits - logits.amax(dim=1, keepdim=True)
+        shares = logits - logits.exp().sum(dim=1, keepdim=True).log()  # log softmax over the groups at each location
         places = x.flatten(2).transpose(1, 2)  # [b, h*w, d]
-        weights = attention / attention.sum(dim=2, keepdim=True).clamp_min(1e-6)
+        weights = shares.softmax(dim=2)  # [b, L, h*w]: each group's shares over their sum
         tokens = weights @ places  # [b, L, d]
         y = self.self_norm(tokens)
         tokens = tokens + self.self_attention(y, y, y, need_weights=False)[0]

@@ -36,7 +36,7 @@ class PictureFiles:
         self.problems: Sequence[tuple[str, str]] = ()
         sha256 = hashlib.sha256()
         for path in paths:
-            sha256.update(f"{path}:{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+            sha256.update(f"{path.resolve()}:{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
         self.digest = sha256.hexdigest()
 
     def __len__(self) -> int:

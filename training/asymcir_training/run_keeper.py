@@ -192,6 +192,8 @@ class RunKeeper:
                 "%s is gone, so the next validation counts as the best", state_path(self._best, found.best_step)
             )
             found = replace(found, best_step=None, best_figure=None)
+        if any(key.startswith("validation") for key in changes):  # figures of another question are no record to beat
+            found = replace(found, best_step=None, best_figure=None)
         self.record = replace(found, identity=self.record.identity)
         _LOG.info("resuming %s at step %d", self._config.folder.name, found.done)
         return changes

@@ -36,6 +36,11 @@ class RunSection:
     allow_changes: Annotated[bool, "resume although the configuration changed"] = False
 
     def __post_init__(self) -> None:
+        if not self.out.name or self.work_folder.resolve().is_relative_to(self.out.resolve()):
+            raise ConfigError(
+                f"expected out to be a folder of its own and work outside it, got {self.out} and {self.work_folder}: "
+                "the result replaces what is in out"
+            )
         for name, least in (("chunks", 1), ("save_every", 1), ("log_every", 1), ("validate_every", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"expected {name} of {least} or more, got {getattr(self, name)}")
@@ -47,7 +52,7 @@ class RunSection:
     @property
     def work_folder(self) -> Path:
         """Where state, logs and caches go."""
-        return self.work or self.out.with_name(f"{self.out.name}.work")
+        return self.work or self.out.with_name(f"{self.out.name or 'out'}.work")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,10 +84,14 @@ class StudentSection:
     width: Annotated[int, "inner width d of the token learner"] = 512
     pretrained: Annotated[bool, "start the backbone from timm's weights (needs its hub)"] = False
     backbone_weights: Annotated[Path | None, "state dict of the backbone to start from (.safetensors or .pth)"] = None
-    start: Annotated[Path | None, "light-encoder checkpoint to start from"] = None
+    start: Annotated[Path | None, "light-encoder checkpoint to start from; it brings its own form and size"] = None
     symmetric: Annotated[
         bool, "ISA's symmetric form: the foundation's own visual encoder feeds the token learner (research)"
     ] = False
+
+    def __post_init__(self) -> None:
+        if self.start is not None and self.symmetric:
+            raise ConfigError("student.start is a light encoder's checkpoint: it cannot start a symmetric one")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +126,10 @@ class FoundationStart:
     size: Annotated[int, "side of the pictures that the new tower sees"] = 224
 
     def __post_init__(self) -> None:
+        if self.name is not None and self.name.startswith("blip:"):
+            raise ConfigError(
+                f"a BLIP model cannot be aligned here, got start.name {self.name!r}: take an open_clip model"
+            )
         if (self.name is None) == (self.text is None):
             raise ConfigError("set either start.name (a whole open_clip model) or start.text (a locked text tower)")
 

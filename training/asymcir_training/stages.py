@@ -15,12 +15,14 @@ import torch
 from asymcir_protos import Preprocessing
 from asymcir_protos.manifest import write_atomically
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from asymcir_training.align import Wordings, align_visual_tower
 from asymcir_training.cache import TeacherCache, build_teacher_cache, visual_digest
 from asymcir_training.checkpoints import (
+    RECORD_FILE,
     SYMMETRIC_ENCODER,
+    check_free,
     load_light_encoder,
     load_symmetric_encoder,
     read_kind,
@@ -32,12 +34,13 @@ from asymcir_training.checkpoints import (
 from asymcir_training.config import to_plain
 from asymcir_training.data.scan import scan_pictures
 from asymcir_training.data.sources import PictureSet, open_pictures
-from asymcir_training.devices import Precision, start_processes
+from asymcir_training.devices import Precision, Processes, start_processes
+from asymcir_training.digests import digest
 from asymcir_training.distil import DistilConfig, distil
 from asymcir_training.embedding import embed_texts
 from asymcir_training.errors import DataError
 from asymcir_training.execution import Execution
-from asymcir_training.foundation import Foundation, load_foundation
+from asymcir_training.foundation import CONFIG_FILE, Foundation, load_foundation
 from asymcir_training.initial_foundation import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -54,7 +57,7 @@ from asymcir_training.transagg import TransAgg
 from asymcir_training.transagg_training import train_transagg
 from asymcir_training.triplet_features import embed_modifiers, number_pictures
 from asymcir_training.triplet_formats import read_triplets
-from asymcir_training.triplet_validation import TripletValidation, compose_queries
+from asymcir_training.triplet_validation import TripletValidation, compose_triplets
 from asymcir_training.union import UnionHead
 from asymcir_training.union_training import train_union_head
 
@@ -68,7 +71,7 @@ def train_foundation(config: FoundationRun) -> Path:
     Raises:
         TrainingError: see the errors of the parts.
     """
-    execution = _prepare(config.run, config, workers=config.data.workers)
+    execution = _prepare(config.run, config, workers=config.data.workers, mark=CONFIG_FILE)
     pictures = _open(config.data.pictures, config.run)
     scan = scan_pictures(pictures, folder=config.run.work_folder / "scan", workers=config.data.workers)
     kept = np.asarray([number for number in scan.kept if pictures.captions(int(number))], dtype=np.int64)
@@ -79,7 +82,7 @@ def train_foundation(config: FoundationRun) -> Path:
         )
     if len(kept) < len(scan.kept):
         _LOG.warning("%d of %d pictures have no caption: left out", len(scan.kept) - len(kept), len(scan.kept))
-    foundation, source = _start_foundation(config)
+    foundation, source = _start_foundation(config, execution.processes)
     foundation.to(execution.processes.device)
     labels, wordings = _embed_captions(foundation, pictures, kept)
     visual = foundation.model.visual
@@ -102,7 +105,7 @@ def train_foundation(config: FoundationRun) -> Path:
     )
     foundation.model.logit_scale.data.fill_(float(np.log(scale)))
     if execution.processes.is_main:
-        write_foundation(foundation, config.run.out, source=source)
+        write_foundation(foundation, config.run.out, source=source, pretrained=config.start.pretrained)
     execution.processes.barrier()
     return config.run.out
 
@@ -119,6 +122,12 @@ def train_distil(config: DistilRun) -> Path:
     pictures = _open(config.data.pictures, config.run)
     foundation = load_foundation(config.foundation.name, config.foundation.pretrained)
     foundation.to(execution.processes.device)
+    # What can be wrong is found before the foundation looks at every picture.
+    execution.split(min(losses.batch, len(pictures)))
+    if losses.lar_weight and losses.lar == "matching":
+        foundation.check_matching()
+    student = _build_student(config.student, foundation, seed=config.run.seed)
+    validation = _validation(config.validation, foundation, student.preprocessing, execution)
     cache = _cache(
         config.data.cache or config.run.work_folder / "teacher",
         foundation,
@@ -133,8 +142,6 @@ def train_distil(config: DistilRun) -> Path:
         len(phrases),
         len(modifiers),
     )
-    student = _build_student(config.student, foundation, seed=config.run.seed)
-    validation = _validation(config.validation, foundation, student.preprocessing, execution)
     distil(
         student,
         foundation,
@@ -155,10 +162,10 @@ def train_distil(config: DistilRun) -> Path:
         execution=execution,
         validate=validation,
     )
-    metadata = {"word_space": foundation.word_space(), "foundation": foundation.name}
+    metadata = _name_foundation(foundation)
     if execution.processes.is_main:
         if isinstance(student, SymmetricEncoder):
-            save_symmetric_encoder(config.run.out, student, {**metadata, "visual_digest": visual_digest(foundation)})
+            save_symmetric_encoder(config.run.out, student, metadata)
         else:
             save_light_encoder(config.run.out, student, metadata)
     execution.processes.barrier()
@@ -183,7 +190,8 @@ def train_union(config: UnionRun) -> Path:
     )
     foundation = load_foundation(config.foundation.name, config.foundation.pretrained)
     foundation.to(execution.processes.device)
-    metadata = {"word_space": foundation.word_space(), "foundation": foundation.name}
+    metadata = _name_foundation(foundation)
+    encoder = _load_asking(section.light, foundation) if section.system == "light" else None
     numbered = number_pictures(triplets)
     pictures = PictureFiles(numbered.paths)
     root = config.cache or config.run.work_folder / "teacher"
@@ -221,16 +229,24 @@ def train_union(config: UnionRun) -> Path:
             loop=_loop(config.run, "transagg", rows=len(triplets), batch=config.transagg.batch),
             execution=execution,
         )
-        metadata |= {"target": config.transagg.target, "visual_digest": visual_digest(foundation)}
+        metadata["target"] = config.transagg.target
         if trained is not None:
             metadata["target_space"] = foundation.target_spaces(trained)["union"]
         if execution.processes.is_main:
             save_transagg(config.run.out, fusion, metadata)
             if trained is not None:
-                save_union_head(config.run.out.with_name(f"{config.run.out.name}-union"), trained, metadata)
+                beside = config.run.out.with_name(f"{config.run.out.name}-union")
+                save_union_head(beside, trained, metadata)
+                _LOG.info("its UNION head: %s", beside)
     else:
-        asked, places = np.unique(asks[usable], return_inverse=True)
-        queries = _ask(section.light, foundation, pictures, cache.kept[asked], places, modifiers, execution)
+        assert encoder is not None
+        queries = compose_triplets(
+            encoder.to(execution.processes.device),
+            foundation,
+            [triplet.reference for triplet in triplets],
+            modifiers,
+            workers=execution.workers,
+        )
         train_union_head(
             head,
             queries=queries,
@@ -263,12 +279,16 @@ def read_lines(path: Path | None) -> list[str]:
     return [line for line in lines if line]
 
 
-def _prepare(run: RunSection, config: object, *, workers: int) -> Execution:
-    """Join the processes, and keep the configuration beside the run's state."""
+def _prepare(run: RunSection, config: object, *, workers: int, mark: str = RECORD_FILE) -> Execution:
+    """Join the processes, refuse what the result would destroy, and keep the configuration beside the run's state."""
     processes = start_processes(run.device)
+    check_free(run.out, mark)
     if processes.is_main:
         run.work_folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.work_folder / _CONFIG_FILE, json.dumps(to_plain(config), indent=2) + "\n")
+        text = json.dumps(to_plain(config), indent=2) + "\n"
+        path = run.work_folder / _CONFIG_FILE
+        if not path.is_file() or run.allow_changes:  # a resumed run has the configuration that it began with
+            write_atomically(path, text)
     else:
         logging.getLogger("asymcir_training").setLevel(logging.ERROR)  # one voice is enough
     precision = Precision(run.precision, processes.device)
@@ -296,29 +316,39 @@ def _loop(run: RunSection, stage: str, *, rows: int, batch: int, best: str = "")
 def _cache(
     root: Path, foundation: Foundation, pictures: PictureSet, execution: Execution, *, patches: bool
 ) -> TeacherCache:
-    """Open the cache; the process that comes first builds it."""
-    return build_teacher_cache(
-        root,
-        foundation,
-        pictures,
-        patches=patches,
-        workers=execution.workers,
-        device=execution.processes.device,
-        autocast=execution.precision.lower,
-    )
+    """Build the cache in the main process, whose progress is seen, then open it in every one."""
+
+    def build() -> TeacherCache:
+        return build_teacher_cache(
+            root,
+            foundation,
+            pictures,
+            patches=patches,
+            workers=execution.workers,
+            device=execution.processes.device,
+            autocast=execution.precision.lower,
+        )
+
+    cache = build() if execution.processes.is_main else None
+    execution.processes.barrier()
+    return cache if cache is not None else build()
 
 
-def _start_foundation(config: FoundationRun) -> tuple[Foundation, str]:
+def _start_foundation(config: FoundationRun, processes: Processes) -> tuple[Foundation, str]:
     """Load what the foundation starts from; returns it and the name that it was loaded by."""
     start = config.start
     if start.text is None:
         assert start.name is not None
         foundation = load_foundation(start.name, start.pretrained)
         if start.trunk_weights is not None:
-            load_trunk_weights(foundation.model.visual.trunk, start.trunk_weights)
+            trunk = getattr(foundation.model.visual, "trunk", None)
+            if trunk is None:
+                raise DataError(f"start.trunk_weights is for a timm tower; the visual tower of {start.name} is none")
+            load_trunk_weights(trunk, start.trunk_weights)
         return foundation, start.name
-    folder = config.run.work_folder / "start"
-    if not (folder / "open_clip_config.json").is_file():
+    # By what it was asked for, so that another start is another folder.
+    folder = config.run.work_folder / f"start-{digest(weights={}, facts=to_plain(start))[:8]}"
+    if processes.is_main and not (folder / CONFIG_FILE).is_file():  # written last
         write_initial_foundation(
             folder,
             text=start.text,
@@ -327,6 +357,7 @@ def _start_foundation(config: FoundationRun) -> tuple[Foundation, str]:
             trunk_weights=start.trunk_weights,
             pretrained=start.trunk_pretrained,
         )
+    processes.barrier()
     return load_foundation(f"local-dir:{folder}"), f"local-dir:{folder}"
 
 
@@ -349,22 +380,17 @@ def _build_student(section: StudentSection, foundation: Foundation, *, seed: int
         _check_space(section.start, metadata.get("word_space"), foundation)
         return student
     if section.symmetric:
-        student = SymmetricEncoder.of_foundation(
-            foundation, sentence_length=section.sentence_length, width=section.width
-        ).attach(foundation)
-    else:
-        student = LightEncoder(
-            section.backbone,
-            sentence_length=section.sentence_length,
-            word_width=foundation.word_width,
-            width=section.width,
-            preprocessing=Preprocessing(
-                size=section.size, interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD
-            ),
-            pretrained=section.pretrained,
-        )
-        if section.backbone_weights is not None:
-            load_trunk_weights(student.backbone, section.backbone_weights)
+        return SymmetricEncoder.of_foundation(foundation, sentence_length=section.sentence_length, width=section.width)
+    student = LightEncoder(
+        section.backbone,
+        sentence_length=section.sentence_length,
+        word_width=foundation.word_width,
+        width=section.width,
+        preprocessing=Preprocessing(size=section.size, interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        pretrained=section.pretrained,
+    )
+    if section.backbone_weights is not None:
+        load_trunk_weights(student.backbone, section.backbone_weights)
     student.token_learner.anchor_to_words(foundation.word_embedding_table().cpu())
     return student
 
@@ -402,27 +428,9 @@ def _check_space(folder: Path, word_space: object, foundation: Foundation) -> No
         )
 
 
-def _ask(
-    folder: Path | None,
-    foundation: Foundation,
-    pictures: PictureSet,
-    numbers: NDArray[np.int64],
-    asked: NDArray[np.int64],
-    modifiers: Sequence[str],
-    execution: Execution,
-) -> Tensor:
-    """Compose the query of every triplet, [t, E], by the encoder of a checkpoint.
-
-    Args:
-        folder: the checkpoint.
-        foundation: that it was distilled from.
-        pictures, numbers: the references are these pictures of the set.
-        asked: [t], which of them each triplet asks with.
-        modifiers: t.
-        execution: where.
-    """
+def _load_asking(folder: Path | None, foundation: Foundation) -> LightEncoder | SymmetricEncoder:
+    """Load the encoder that asks the triplets' queries."""
     assert folder is not None
-    device = execution.processes.device
     encoder: LightEncoder | SymmetricEncoder
     if read_kind(folder) == SYMMETRIC_ENCODER:
         encoder, metadata = load_symmetric_encoder(folder)
@@ -430,6 +438,13 @@ def _ask(
     else:
         encoder, metadata = load_light_encoder(folder)
     _check_space(folder, metadata.get("word_space"), foundation)
-    spec = encoder.preprocessing
-    pixels = np.stack([pictures.decode(int(number), spec) for number in numbers])
-    return compose_queries(encoder.to(device), foundation, pixels, asked, modifiers, spec=spec, device=device)
+    return encoder
+
+
+def _name_foundation(foundation: Foundation) -> dict[str, str]:
+    """Say in a checkpoint what it belongs to: the text tower's space, and the visual tower that taught it."""
+    return {
+        "word_space": foundation.word_space(),
+        "foundation": foundation.name,
+        "visual_digest": visual_digest(foundation),
+    }

@@ -13,6 +13,16 @@ from asymcir_training.foundation import Foundation
 from asymcir_training.light import ATTENTION_HEADS, AdaptiveTokenLearner
 
 
+class _Lent(tuple["Foundation", ...]):
+    """A foundation that is not the encoder's own.
+
+    torch takes no tuple for a part, and a copy of the encoder (the average of its weights) is lent the same one.
+    """
+
+    def __deepcopy__(self, memo: object) -> "_Lent":
+        return self
+
+
 class SymmetricEncoder(nn.Module):
     """The frozen visual encoder's patches -> token learner -> sentence tokens [b, L, D].
 
@@ -63,7 +73,7 @@ class SymmetricEncoder(nn.Module):
         self.token_learner = AdaptiveTokenLearner(
             patch_width, sentence_length=sentence_length, width=width, word_width=word_width
         )
-        self._lent: tuple[Foundation, ...] = ()  # in a tuple, so that torch does not take it for a part
+        self._lent: tuple[Foundation, ...] = _Lent()
 
     @classmethod
     def of_foundation(cls, foundation: Foundation, *, sentence_length: int = 6, width: int = 512) -> "SymmetricEncoder":
@@ -89,7 +99,7 @@ class SymmetricEncoder(nn.Module):
                 f"expected the foundation of patches {self.patch_width} and words {self.word_width} wide that this "
                 f"encoder was made for, got {foundation.embedding_width} and {foundation.word_width}"
             )
-        self._lent = (foundation,)
+        self._lent = _Lent((foundation,))
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:

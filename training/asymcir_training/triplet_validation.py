@@ -5,6 +5,7 @@ Notation: t triplets, r reference pictures, N gallery size, S picture side, E jo
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asymcir_training.data.workers import run_jobs
+from asymcir_training.digests import digest
 from asymcir_training.foundation import Foundation
+from asymcir_training.light import LightEncoder
 from asymcir_training.picture_files import PictureFiles
 from asymcir_training.pictures import normalise_pixels
+from asymcir_training.symmetric import SymmetricEncoder
 from asymcir_training.triplet_features import gather_gallery
 from asymcir_training.triplets import PictureTriplet
 from asymcir_training.validation import measure_recall
@@ -30,6 +35,9 @@ class TripletValidation:
 
     The gallery is what `gather_gallery` makes of the triplets and the folders, embedded once; a query's own reference
     is taken out of its ranking.
+
+    Attributes:
+        digest: names what is asked, so that figures of other questions are not compared.
     """
 
     def __init__(
@@ -63,6 +71,13 @@ class TripletValidation:
         places = {path: place for place, path in enumerate(references.paths)}
         self._asked = np.asarray([places[triplet.reference] for triplet in triplets], dtype=np.int64)
         self._pixels = np.stack([references.decode(number, spec) for number in range(len(references))])
+        self.digest = digest(
+            weights={},
+            facts={
+                "triplets": [f"{t.reference} {t.modifier} {t.target}" for t in triplets],
+                "gallery": len(found.paths),
+            },
+        )
         _LOG.info("validation: %d queries in a gallery of %d", len(triplets), len(self._gallery))
 
     @torch.no_grad()
@@ -109,6 +124,56 @@ def compose_queries(
         part = torch.from_numpy(asked[start : start + _BATCH]).to(known.device)
         found.append(foundation.compose_query(known[part], modifiers[start : start + _BATCH]).float().cpu())
     return torch.cat(found)
+
+
+@torch.no_grad()
+def compose_triplets(
+    encoder: LightEncoder | SymmetricEncoder,
+    foundation: Foundation,
+    references: Sequence[Path],
+    modifiers: Sequence[str],
+    *,
+    workers: int = 0,
+) -> Tensor:
+    """Compose the queries of triplets from their picture files, a block at a time.
+
+    Args:
+        encoder: in eval mode, on the foundation's device.
+        foundation: frozen.
+        references: [t], the picture that each asks with.
+        modifiers: t.
+        workers: processes that decode; 0: none beside this one.
+
+    Returns:
+        [t, E], not normalised, on the CPU.
+
+    Raises:
+        ImageError: a picture is corrupt.
+    """
+    spec, device = encoder.preprocessing, foundation.word_embedding_table().device
+    starts = range(0, len(references), _BATCH)
+    found = []
+    for start, (pixels, asked) in zip(
+        starts, run_jobs(_DecodeReferences(references=references, spec=spec), starts, workers=workers), strict=True
+    ):
+        part = modifiers[start : start + _BATCH]
+        found.append(compose_queries(encoder, foundation, pixels.numpy(), asked.numpy(), part, spec=spec, device=device))
+    return torch.cat(found)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _DecodeReferences:
+    """Start of a block -> the pixels of its references, each once, and which of them each triplet asks with."""
+
+    references: Sequence[Path]
+    spec: Preprocessing
+
+    def __call__(self, start: int) -> tuple[Tensor, Tensor]:
+        block = self.references[start : start + _BATCH]
+        files = PictureFiles(list(dict.fromkeys(block)))
+        places = {path: place for place, path in enumerate(files.paths)}
+        pixels = np.stack([files.decode(number, self.spec) for number in range(len(files))])
+        return torch.from_numpy(pixels), torch.tensor([places[path] for path in block])
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor
 from asymcir_training.digests import digest
 from asymcir_training.errors import DataError
 from asymcir_training.execution import Execution, Optimisation, Rows, pick
-from asymcir_training.loop import LoopConfig, run_steps
+from asymcir_training.loop import LoopConfig, RunSummary, run_steps
 from asymcir_training.losses import contrast
 from asymcir_training.pictures import batch_at
 from asymcir_training.schedule import parameter_groups
@@ -51,7 +51,7 @@ def train_union_head(
     config: UnionConfig,
     loop: LoopConfig,
     execution: Execution | None = None,
-) -> None:
+) -> RunSummary:
     """Train the head in place so that each query's target representation is nearest among the batch.
 
     Args:
@@ -104,6 +104,7 @@ def train_union_head(
     identity = {
         "trainer": "union",
         "config": asdict(config),
+        "execution": execution.identity(),
         "inputs": digest(
             weights={
                 "queries": pick(queries, np.arange(len(queries)), torch.device("cpu")),
@@ -124,3 +125,4 @@ def train_union_head(
         processes=execution.processes,
     )
     optimisation.finish(loop, summary)
+    return summary

@@ -4,6 +4,8 @@ from typing import Any
 
 from asymcir_training.errors import FoundationError
 
+_MOST_CACHED = 200_000
+
 
 class WordTokenizer:
     """Text -> ids of its words, as open_clip's tokenizer of the model would give them between start and end.
@@ -45,6 +47,8 @@ class WordTokenizer:
             else:
                 cleaned = self.open_clip_tokenizer.clean_fn(text)
                 found = list(self._inner(cleaned, add_special_tokens=False).input_ids)
+            if len(self._cache) >= _MOST_CACHED:  # phrases times modifiers would fill the memory of a long run
+                self._cache.clear()
             self._cache[text] = found
         return found
 
