@@ -10,7 +10,9 @@ Notation: b batch, E joint-embedding width.
 
 import argparse
 import logging
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -65,7 +67,8 @@ def main() -> None:
         reached = figures[name] >= goal if more else figures[name] <= goal
         verdict = "reached" if reached else "NOT reached"
         _LOG.info("%s: %.3g (goal at %s %g: %s)", name, figures[name], "least" if more else "most", goal, verdict)
-    write_result(args.out, figures=figures)
+    command = shlex.join(["python", "-m", "asymcir_benchmarks.training", *sys.argv[1:]])
+    write_result(args.out, figures=figures, command=command)
 
 
 class TimedTeacher:
