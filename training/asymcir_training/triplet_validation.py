@@ -157,7 +157,8 @@ def compose_triplets(
         starts, run_jobs(_DecodeReferences(references=references, spec=spec), starts, workers=workers), strict=True
     ):
         part = modifiers[start : start + _BATCH]
-        found.append(compose_queries(encoder, foundation, pixels.numpy(), asked.numpy(), part, spec=spec, device=device))
+        queries = compose_queries(encoder, foundation, pixels.numpy(), asked.numpy(), part, spec=spec, device=device)
+        found.append(queries)
     return torch.cat(found)
 
 
