@@ -20,6 +20,7 @@ from asymcir_training.symmetric import SymmetricEncoder
 from asymcir_training.targets import TARGETS
 from asymcir_training.transagg import TransAgg
 from asymcir_training.triplet_formats import FORMATS, read_triplets
+from asymcir_training.triplets import PictureTriplet
 from PIL import Image
 from tiny_foundations import EMBEDDING_WIDTH, WORD_WIDTH, write_clip
 from torch.nn import functional
@@ -198,3 +199,32 @@ def test_a_gallery_of_another_type_is_said(place: Path, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         assert main(_words(place, "transagg", "sum")) == 0
     assert "learned to find union targets; the gallery is of sum" in caplog.text
+
+
+def test_queries_may_be_of_another_kind_than_the_gallery(place: Path, foundation: Foundation, tmp_path: Path) -> None:
+    # Pictures of one folder ask for their copies in another, by themselves: each must find its own, whatever else a
+    # triplet excludes.
+    for folder in ("asking", "answering"):
+        (tmp_path / folder).mkdir()
+    for number in range(4):
+        content = (place / "pictures" / f"{number}.png").read_bytes()
+        (tmp_path / "asking" / f"{number}.png").write_bytes(content)
+        (tmp_path / "answering" / f"{number}.png").write_bytes(content)
+    triplets = [
+        PictureTriplet(
+            reference=tmp_path / "asking" / f"{number}.png",
+            modifier="",
+            target=tmp_path / "answering" / f"{number}.png",
+            excluded=(tmp_path / "answering" / f"{(number + 1) % 4}.png",) if number % 2 else (),
+        )
+        for number in range(4)
+    ]
+    report = evaluate_triplets(
+        triplets,
+        QuerySystem("image", foundation),
+        foundation,
+        target="original",
+        folders=[tmp_path / "answering"],
+        cache=tmp_path / "cache",
+    )
+    assert report.ranks.tolist() == [1] * 4 and report.gallery_size == 4

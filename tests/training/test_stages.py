@@ -9,16 +9,24 @@ import numpy as np
 import pytest
 import torch
 from asymcir_edge.cli import main
-from asymcir_training import load_foundation, load_light_encoder, load_union_head
+from asymcir_training import (
+    CheckpointError,
+    DataError,
+    FoundationError,
+    load_foundation,
+    load_light_encoder,
+    load_union_head,
+)
 from asymcir_training.checkpoints import load_symmetric_encoder, load_transagg
 from asymcir_training.config import load_config
 from asymcir_training.devices import Processes
+from asymcir_training.errors import ConfigError
 from asymcir_training.run_log import read_log
 from asymcir_training.runs import DistilRun
 from asymcir_training.stages import train_distil
 from PIL import Image
 from tiny_blip import write_blip
-from tiny_foundations import EMBEDDING_WIDTH, WORD_WIDTH
+from tiny_foundations import EMBEDDING_WIDTH, WORD_WIDTH, write_clip
 from two_processes import run_in_two_processes
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30), "black": (10, 10, 10)}
@@ -82,13 +90,19 @@ def _distil(data: Path, folder: Path, foundation: Path, *more: str) -> DistilRun
     return load_config(DistilRun, folder / "run.toml", more)
 
 
-def test_a_foundation_is_aligned_from_a_sentence_encoder_and_can_be_moved(
-    data: Path, bert_folder: Path, tmp_path: Path
-) -> None:
-    text = tmp_path / "sentence-encoder"
+def _sentence_encoder(bert_folder: Path, folder: Path) -> Path:
+    """Take the BERT tower of a tiny foundation as a sentence encoder's folder."""
+    text = folder / "sentence-encoder"
     shutil.copytree(bert_folder / "tower", text)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(bert_folder / name, text / name)
+    return text
+
+
+def test_a_foundation_is_aligned_from_a_sentence_encoder_and_can_be_moved(
+    data: Path, bert_folder: Path, tmp_path: Path
+) -> None:
+    text = _sentence_encoder(bert_folder, tmp_path)
     out = tmp_path / "foundation"
     words = ["train", "foundation", str(data / "captioned.jsonl"), "--text", str(text), "--trunk", "test_efficientnet"]
     words += ["--size", "64", "--batch", "8", "--epochs", "12", "--out", str(out), "--device", "cpu"]
@@ -131,8 +145,6 @@ def test_a_changed_configuration_is_refused_by_key_and_accepted_when_told(
     data: Path, clip_folder: Path, tmp_path: Path
 ) -> None:
     train_distil(_distil(data, tmp_path, clip_folder))
-    from asymcir_training import CheckpointError
-
     with pytest.raises(CheckpointError, match=r"config\.scale.*20.*30"):
         train_distil(_distil(data, tmp_path, clip_folder, "distil.scale=30.0"))
     train_distil(_distil(data, tmp_path, clip_folder, "distil.scale=30.0", "run.allow_changes=true", "run.epochs=3"))
@@ -177,6 +189,38 @@ def test_what_is_asked_for_and_not_there_is_one_line(
         assert main([*base, *words]) == 1
         error = capsys.readouterr().err
         assert expected in error and len(error.strip().splitlines()) == 1, error
+
+
+def test_a_result_replaces_nothing_but_an_earlier_one(data: Path, clip_folder: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "light" / "precious.txt"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    with pytest.raises(CheckpointError, match=r"no earlier result.*checkpoint\.json"):
+        train_distil(_distil(data, tmp_path, clip_folder))
+    assert precious.read_text() == "mine" and not list(tmp_path.glob("light.work/teacher/*"))  # before anything is done
+    for more in (["run.out=."], [f"run.work={tmp_path / 'light' / 'work'}"]):
+        with pytest.raises(ConfigError, match="folder of its own and work outside it"):
+            _distil(data, tmp_path, clip_folder, *more)
+
+
+def test_another_start_is_another_foundation(data: Path, bert_folder: Path, tmp_path: Path) -> None:
+    text = _sentence_encoder(bert_folder, tmp_path)
+    words = ["train", "foundation", str(data / "captioned.jsonl"), "--text", str(text), "--trunk", "test_efficientnet"]
+    words += ["--batch", "8", "--epochs", "0.5", "--out", str(tmp_path / "f"), "--device", "cpu", "--set"]
+    assert main([*words, "data.workers=0", "start.size=32"]) == 0
+    assert main([*words, "data.workers=0", "start.size=64", "run.allow_changes=true"]) == 0
+    assert load_foundation(f"local-dir:{tmp_path / 'f'}").preprocessing.size == 64
+
+
+def test_too_small_parts_for_matching_are_refused_before_the_cache(data: Path, tmp_path: Path) -> None:
+    blip = write_blip(tmp_path / "blip")
+    more = [f"foundation.name=blip:{blip}", "distil.lar=matching", "run.chunks=8"]
+    with pytest.raises(DataError, match="fewer chunks"):
+        train_distil(_distil(data, tmp_path, blip, *more))
+    clip_matching = ["distil.lar=matching"]
+    with pytest.raises(FoundationError, match="no matching encoder"):
+        train_distil(_distil(data, tmp_path / "clip", write_clip(tmp_path / "c"), *clip_matching))
+    assert not list((tmp_path / "clip").glob("light.work/teacher/*"))
 
 
 def distil_here(processes: Processes, folder: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class RunSection:
     ema: Annotated[float, "decay of an average of the weights that is validated and saved instead; 0: none"] = 0.0
     save_every: Annotated[int, "steps between states to resume from"] = 200
     log_every: Annotated[int, "steps between log lines"] = 20
-    validate_every: Annotated[int, "steps between validations; 0: only at the end"] = 0
+    validate_every: Annotated[int, "steps between validations, in distil; 0: only at the end"] = 0
     tensorboard: Annotated[bool, "write TensorBoard events beside the log"] = False
     allow_changes: Annotated[bool, "resume although the configuration changed"] = False
 
@@ -52,7 +52,7 @@ class RunSection:
     @property
     def work_folder(self) -> Path:
         """Where state, logs and caches go."""
-        return self.work or self.out.with_name(f"{self.out.name or 'out'}.work")
+        return self.work or self.out.parent / f"{self.out.name or 'out'}.work"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
