@@ -16,6 +16,7 @@ from asymcir_benchmarks.emojicir import APOSTROPHE
 from asymcir_training import load_foundation
 from asymcir_training.align import AlignConfig, Wordings, align_visual_tower
 from asymcir_training.embedding import embed_texts
+from asymcir_training.execution import Execution
 from asymcir_training.initial_foundation import save_weights, write_initial_foundation
 from asymcir_training.loop import LoopConfig
 from asymcir_training.pictures import Augmentation
@@ -137,6 +138,7 @@ def align(
         wordings=Wordings(embeddings, [len(row) for row in texts]),
         config=config,
         loop=LoopConfig(folder=work, steps=steps, seed=seed),
+        execution=Execution(workers=1),  # augments while the trainer computes
     )
     foundation.model.logit_scale.data.fill_(float(np.log(scale)))
     save_weights(foundation.model, folder)

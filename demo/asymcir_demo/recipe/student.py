@@ -15,6 +15,7 @@ from asymcir_protos import Preprocessing
 from asymcir_training import Foundation, LightEncoder, load_foundation, load_light_encoder, save_light_encoder
 from asymcir_training.distil import DistilConfig, distil
 from asymcir_training.embedding import embed_patches, embed_pictures
+from asymcir_training.execution import Execution
 from asymcir_training.initial_foundation import IMAGENET_MEAN, IMAGENET_STD
 from asymcir_training.loop import LoopConfig
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from asymcir_demo.recipe.splits import drawn_alike
 
 DISTILLATION = DistilConfig()
 """Chosen on the dev split; see training/RESULTS.md."""
+EXECUTION = Execution(workers=1)  # augments while the trainer computes
 SENTENCE_LENGTH = 6
 TOKEN_LEARNER_WIDTH = 256
 PREPROCESSING = Preprocessing(size=SIZE, interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -127,6 +129,7 @@ def distil_student(
         modifiers=modifiers,
         config=DISTILLATION,
         loop=LoopConfig(folder=work, steps=steps, seed=seed),
+        execution=EXECUTION,
     )
     save_light_encoder(out, student, {"word_space": foundation.word_space(), "foundation": FOUNDATION_NAME})
     saved, _ = load_light_encoder(out)
