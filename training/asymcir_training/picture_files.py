@@ -6,16 +6,16 @@ Notation: n pictures, S picture side.
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from asymcir_protos import Preprocessing, preprocess, read_image
 from numpy.typing import NDArray
 
+from asymcir_training.data.sources import Wordless
 from asymcir_training.errors import DataError
 
 
-class PictureFiles:
+class PictureFiles(Wordless):
     """Picture files, in the order given; a `PictureSet` without captions.
 
     Attributes:
@@ -46,16 +46,6 @@ class PictureFiles:
     def read(self, number: int) -> bytes:
         """Return a picture's file."""
         return self.paths[number].read_bytes()
-
-    def captions(self, number: int) -> tuple[str, ...]:
-        """Return none."""
-        del number
-        return ()
-
-    def record(self, number: int) -> dict[str, Any]:
-        """Return nothing else."""
-        del number
-        return {}
 
     def decode(self, number: int, spec: Preprocessing) -> NDArray[np.uint8]:
         """Return a picture as a network sees it, [S, S, 3]; ImageError when it is corrupt."""

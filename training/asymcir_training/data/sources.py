@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from asymcir_protos import ImageError, Preprocessing, decode_image, preprocess
@@ -27,6 +27,7 @@ from asymcir_training.data.origins import (
     Origin,
 )
 from asymcir_training.data.specs import KINDS, expand_spec
+from asymcir_training.data.strings import LazyStrings
 from asymcir_training.digests import digest_pictures
 from asymcir_training.errors import DataError
 
@@ -141,7 +142,21 @@ class Pictures:
         return text, records
 
 
-class ArrayPictures:
+class Wordless:
+    """The part of a `PictureSet` whose pictures come without texts."""
+
+    def captions(self, number: int) -> tuple[str, ...]:
+        """Return none."""
+        del number
+        return ()
+
+    def record(self, number: int) -> dict[str, Any]:
+        """Return nothing."""
+        del number
+        return {}
+
+
+class ArrayPictures(Wordless):
     """Decoded pictures in memory, for those who render or decode their own.
 
     Attributes: see PictureSet. The key of picture 17 of the first array is "0:17".
@@ -175,16 +190,6 @@ class ArrayPictures:
         stream = io.BytesIO()
         Image.fromarray(self._pixels(number)).save(stream, format="PNG")
         return stream.getvalue()
-
-    def captions(self, number: int) -> tuple[str, ...]:
-        """Return none: arrays carry no texts."""
-        del number
-        return ()
-
-    def record(self, number: int) -> dict[str, Any]:
-        """Return nothing: arrays carry no texts."""
-        del number
-        return {}
 
     def decode(self, number: int, spec: Preprocessing) -> NDArray[np.uint8]:
         """Return a picture: [S, S, 3].
@@ -256,7 +261,7 @@ def _digest_origins(origins: Sequence[Origin]) -> str:
     return sha256.hexdigest()
 
 
-class _Keys(Sequence[str]):
+class _Keys(LazyStrings):
     """The names of all pictures; behind their place's label if there are several places, and "#2" where seen before."""
 
     def __init__(self, origins: Sequence[Origin], ends: NDArray[np.int64]) -> None:
@@ -272,14 +277,7 @@ class _Keys(Sequence[str]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        number = range(len(self))[place]
+    def _get(self, number: int) -> str:
         which = int(np.searchsorted(self._ends, number, side="right"))
         name = self._names[which][number - (int(self._ends[which - 1]) if which else 0)]
         times = self._again.get(number)
@@ -302,7 +300,7 @@ class _Keys(Sequence[str]):
         return again
 
 
-class _ArrayKeys(Sequence[str]):
+class _ArrayKeys(LazyStrings):
     """ "0:17" for picture 17 of the first array."""
 
     def __init__(self, ends: NDArray[np.int64]) -> None:
@@ -311,13 +309,6 @@ class _ArrayKeys(Sequence[str]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        number = range(len(self))[place]
+    def _get(self, number: int) -> str:
         which = int(np.searchsorted(self._ends, number, side="right"))
         return f"{which}:{number - (int(self._ends[which - 1]) if which else 0)}"

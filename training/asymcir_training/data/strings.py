@@ -8,7 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Strings(Sequence[str]):
+class LazyStrings(Sequence[str]):
+    """Texts that are made when they are asked for, by `_get` of a number from 0 to below the length."""
+
+    __slots__ = ()
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        return self._get(range(len(self))[place])
+
+    def _get(self, number: int) -> str:
+        raise NotImplementedError
+
+
+class Strings(LazyStrings):
     """Many short texts in one block of bytes: a million file names in 30 MB rather than 100."""
 
     __slots__ = ("_block", "_ends")
@@ -27,16 +45,9 @@ class Strings(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        row = range(len(self))[place]
-        start = int(self._ends[row - 1]) if row else 0
-        return self._block[start : int(self._ends[row])].tobytes().decode("utf-8", "surrogateescape")
+    def _get(self, number: int) -> str:
+        start = int(self._ends[number - 1]) if number else 0
+        return self._block[start : int(self._ends[number])].tobytes().decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
         block, start = self._block.tobytes(), 0
