@@ -3,6 +3,8 @@
 Notation: n pictures, R patches, P phrases, E joint-embedding width.
 """
 
+import logging
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +16,9 @@ from torch.nn import functional
 from asymcir_training.foundation import Foundation
 from asymcir_training.pictures import gather
 from asymcir_training.prompts import TOKENS_PROMPT
+
+_SAY_EVERY_S = 10.0
+_LOG = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -41,8 +46,14 @@ def embed_patches(foundation: Foundation, pictures: Sequence[NDArray[np.uint8]],
 
 @torch.no_grad()
 def embed_texts(foundation: Foundation, texts: Sequence[str], batch: int = 256) -> Tensor:
-    """Embed texts: [n, E], L2-normalised."""
-    found = [foundation.encode_text(texts[i : i + batch]) for i in range(0, len(texts), batch)]
+    """Embed texts: [n, E], L2-normalised; says how far it is where that takes long."""
+    found = []
+    said_s = time.monotonic()
+    for start in range(0, len(texts), batch):
+        found.append(foundation.encode_text(texts[start : start + batch]))
+        if time.monotonic() - said_s > _SAY_EVERY_S:
+            said_s = time.monotonic()
+            _LOG.info("texts: %d/%d", start + batch, len(texts))
     return functional.normalize(torch.cat(found), dim=-1)
 
 
