@@ -53,7 +53,7 @@ def embed_texts(foundation: Foundation, texts: Sequence[str], batch: int = 256) 
         found.append(foundation.encode_text(texts[start : start + batch]))
         if time.monotonic() - said_s > _SAY_EVERY_S:
             said_s = time.monotonic()
-            _LOG.info("texts: %d/%d", start + batch, len(texts))
+            _LOG.info("texts: %d/%d", min(start + batch, len(texts)), len(texts))
     return functional.normalize(torch.cat(found), dim=-1)
 
 
