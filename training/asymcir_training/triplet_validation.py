@@ -4,6 +4,7 @@ Notation: t triplets, r reference pictures, N gallery size, S picture side, E jo
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from asymcir_training.triplets import PictureTriplet
 from asymcir_training.validation import measure_recall
 
 _BATCH = 64
+_SAY_EVERY_S = 10.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -153,12 +155,16 @@ def compose_triplets(
     spec, device = encoder.preprocessing, foundation.word_embedding_table().device
     starts = range(0, len(references), _BATCH)
     found = []
+    said_s = time.monotonic()
     for start, (pixels, asked) in zip(
         starts, run_jobs(_DecodeReferences(references=references, spec=spec), starts, workers=workers), strict=True
     ):
         part = modifiers[start : start + _BATCH]
         queries = compose_queries(encoder, foundation, pixels.numpy(), asked.numpy(), part, spec=spec, device=device)
         found.append(queries)
+        if time.monotonic() - said_s > _SAY_EVERY_S:
+            said_s = time.monotonic()
+            _LOG.info("queries: %d/%d", start + len(queries), len(references))
     return torch.cat(found)
 
 
