@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from asymcir_protos import Preprocessing
 from asymcir_training import Foundation, LightEncoder, UnionHead
 from asymcir_training.cache import build_teacher_cache
 from asymcir_training.data.sources import PictureSet
 from asymcir_training.devices import Precision, start_processes
 from asymcir_training.distil import DistilConfig, distil
 from asymcir_training.execution import Execution
-from asymcir_training.initial_foundation import IMAGENET_MEAN, IMAGENET_STD
+from asymcir_training.light import imagenet_preprocessing
 from asymcir_training.loop import LoopConfig
 from asymcir_training.picture_files import PictureFiles
 from asymcir_training.run_log import LOG_FILE, WAIT_SHARE, read_log
@@ -188,7 +187,7 @@ def _distil(
     execution: Execution,
 ) -> None:
     torch.manual_seed(0)
-    spec = Preprocessing(size=224, interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    spec = imagenet_preprocessing(224)
     student = LightEncoder(args.backbone, word_width=foundation.word_width, width=256, preprocessing=spec)
     student.token_learner.anchor_to_words(foundation.word_embedding_table())
     distil(

@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from asymcir_protos import AsymcirError, Preprocessing, preprocess
+from asymcir_protos import AsymcirError, preprocess
 from asymcir_protos.manifest import write_atomically
 from asymcir_training import LightEncoder, normalise_pixels
+from asymcir_training.light import imagenet_preprocessing
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -72,7 +73,6 @@ SENTENCE_LENGTH, WORD_WIDTH = 6, 768
 """The words of CLIP ViT-L/14's text tower are 768 wide."""
 
 BACKBONE_SIZE = 224
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _COREML_PICTURES = 4
 _SEED = 0
 _LOG = logging.getLogger(__name__)
@@ -189,11 +189,6 @@ def build_encoder(name: str, *, size: int, width: int = TOKEN_LEARNER_WIDTH) -> 
         width=width,
         preprocessing=imagenet_preprocessing(size),
     )
-
-
-def imagenet_preprocessing(size: int) -> Preprocessing:
-    """Return what most timm backbones were trained with."""
-    return Preprocessing(size=size, interpolation="bilinear", mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
 
 
 def _write_both(graph: ModelProto, folder: Path, precision: str, size: int) -> float:

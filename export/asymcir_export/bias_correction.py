@@ -13,9 +13,10 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from asymcir_export.probe import probe_tensors
 
 _INT8_MAX = 127
 
@@ -75,17 +76,9 @@ def _mean_inputs(
     model: ModelProto, input_name: str, samples: Sequence[NDArray[Any]], names: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
     """Run the graph and average what goes into each convolution, per channel: name -> [C]."""
-    exposed = ModelProto()
-    exposed.CopyFrom(model)
-    declared = {output.name for output in exposed.graph.output}
-    for name in names:
-        if name not in declared:
-            exposed.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    session = ort.InferenceSession(exposed.SerializeToString(), providers=["CPUExecutionProvider"])
     sums: dict[str, NDArray[np.float64]] = {}
-    for sample in samples:
-        values = session.run(list(names), {input_name: np.ascontiguousarray(sample)})
-        for name, value in zip(names, values, strict=True):
+    for values in probe_tensors(model, input_name, samples, names):
+        for name, value in values.items():
             axes = (0, *range(2, value.ndim))
             sums[name] = sums.get(name, np.zeros(value.shape[1])) + value.astype(np.float64).mean(axis=axes)
     return {name: total / len(samples) for name, total in sums.items()}

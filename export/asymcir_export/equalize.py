@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+
+from asymcir_export.probe import probe_tensors
 
 _LEAST_RANGE = 1e-3
 """Of the largest channel's; a channel that is silent on all samples is not blown up further than that."""
@@ -115,15 +116,9 @@ def _channel_ranges(
     model: ModelProto, input_name: str, samples: Sequence[NDArray[Any]], names: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
     """Run the graph and take the largest magnitude of each channel: name -> [channels]."""
-    exposed = ModelProto()
-    exposed.CopyFrom(model)
-    for name in names:
-        exposed.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    session = ort.InferenceSession(exposed.SerializeToString(), providers=["CPUExecutionProvider"])
     found: dict[str, NDArray[np.float64]] = {}
-    for sample in samples:
-        values = session.run(list(names), {input_name: np.ascontiguousarray(sample)})
-        for name, value in zip(names, values, strict=True):
+    for values in probe_tensors(model, input_name, samples, names):
+        for name, value in values.items():
             axes = (0, *range(2, value.ndim))
             found[name] = np.maximum(found.get(name, 0.0), np.abs(value).max(axis=axes).astype(np.float64))
     return found

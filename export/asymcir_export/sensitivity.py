@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, helper
 from onnxruntime.transformers.onnx_model import OnnxModel
+
+from asymcir_export.probe import probe_tensors
 
 _logger = logging.getLogger(__name__)
 
@@ -160,16 +162,12 @@ def _count_macs(model: ModelProto, input_name: str, sample: NDArray[Any]) -> dic
     """Count multiply-accumulates of the nodes with weights, by running the graph once: name -> MACs."""
     shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type in _WEIGHTED and node.input[1] in shapes]
-    exposed = ModelProto()
-    exposed.CopyFrom(model)
-    present = {value.name for value in model.graph.output}
     names = list(dict.fromkeys(node.output[0] for node in nodes))
-    for name in names:
-        if name not in present:
-            exposed.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    session = ort.InferenceSession(exposed.SerializeToString(), providers=["CPUExecutionProvider"])
-    values = session.run(names, {input_name: np.ascontiguousarray(sample)}) if names else []
-    sizes = {name: value.size for name, value in zip(names, values, strict=True)}
+    sizes = {
+        name: value.size
+        for values in probe_tensors(model, input_name, [sample], names)
+        for name, value in values.items()
+    }
     found = {}
     for node in nodes:
         weight = shapes[node.input[1]]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from asymcir_export.backbones import (
     ENCODER_FILES,
@@ -14,13 +13,14 @@ from asymcir_export.backbones import (
     NETWORK_FILES,
     SENTENCE_LENGTH,
     WORD_WIDTH,
-    imagenet_preprocessing,
     is_written,
     write_backbone,
 )
 from asymcir_protos import preprocess
 from asymcir_training import FoundationError
+from asymcir_training.light import imagenet_preprocessing
 from numpy.typing import NDArray
+from onnx_runs import cosine, make_pictures, run_graph
 
 SIZE = 64
 SPEC = imagenet_preprocessing(SIZE)
@@ -28,18 +28,7 @@ SPEC = imagenet_preprocessing(SIZE)
 
 @pytest.fixture(scope="module")
 def pictures() -> list[NDArray[np.uint8]]:
-    rng = np.random.default_rng(0)
-    small = rng.integers(0, 256, (16, 8, 10, 3), dtype=np.uint8)
-    return [np.ascontiguousarray(picture.repeat(16, axis=0).repeat(16, axis=1)) for picture in small]
-
-
-def _run(path: Path, value: NDArray[np.generic]) -> NDArray[np.float32]:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: value})[0]
-
-
-def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+    return make_pictures()
 
 
 @pytest.mark.slow
@@ -49,12 +38,12 @@ def test_a_backbone_is_one_network_in_every_file(tmp_path: Path, pictures: list[
     picture = preprocess(pictures[0], SPEC)
     normalised = (picture / 255 - np.asarray(SPEC.mean)) / np.asarray(SPEC.std)
     pixels = normalised.transpose(2, 0, 1)[None].astype(np.float32)
-    tokens = _run(tmp_path / ENCODER_FILES["fp32"], picture)
+    tokens = run_graph(tmp_path / ENCODER_FILES["fp32"], picture)
     assert tokens.shape == (SENTENCE_LENGTH, WORD_WIDTH)
     for precision, encoder in ENCODER_FILES.items():
-        whole, network = _run(tmp_path / encoder, picture), _run(tmp_path / NETWORK_FILES[precision], pixels)
+        whole, network = run_graph(tmp_path / encoder, picture), run_graph(tmp_path / NETWORK_FILES[precision], pixels)
         np.testing.assert_allclose(network, whole, atol=5e-3 if precision != "fp32" else 1e-4)
-        assert _cosine(whole, tokens) > (0.95 if precision == "int8" else 0.999)
+        assert cosine(whole, tokens) > (0.95 if precision == "int8" else 0.999)
         assert facts["onnx" if precision == "fp32" else precision]["size_mb"] > 0
         assert "If" not in {node.op_type for node in onnx.load(tmp_path / NETWORK_FILES[precision]).graph.node}
     with pytest.raises(FoundationError, match="unknown timm backbone"):

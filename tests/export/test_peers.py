@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import timm
 import torch
 from asymcir_export.peers import Peer, write_peer
 from asymcir_protos import Preprocessing, preprocess
 from numpy.typing import NDArray
+from onnx_runs import cosine, make_pictures, run_graph
 
 SIZE = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -19,18 +19,7 @@ SPEC = Preprocessing(size=SIZE, interpolation="bilinear", mean=MEAN, std=STD)
 
 @pytest.fixture(scope="module")
 def pictures() -> list[NDArray[np.uint8]]:
-    rng = np.random.default_rng(0)
-    small = rng.integers(0, 256, (16, 8, 10, 3), dtype=np.uint8)
-    return [np.ascontiguousarray(picture.repeat(16, axis=0).repeat(16, axis=1)) for picture in small]
-
-
-def _run(path: Path, value: NDArray[np.generic]) -> NDArray[np.float32]:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: value})[0]
-
-
-def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+    return make_pictures()
 
 
 def _pixels(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -47,8 +36,8 @@ def test_a_peer_is_its_module_with_merged_branches(tmp_path: Path, pictures: lis
     pixels = _pixels(pictures[0])
     with torch.no_grad():
         expected = module(torch.from_numpy(pixels)).numpy()
-    np.testing.assert_allclose(_run(fp32, pixels), expected, atol=1e-4 * np.abs(expected).max())
-    assert _cosine(_run(int8, pixels), expected) > 0.95
+    np.testing.assert_allclose(run_graph(fp32, pixels), expected, atol=1e-4 * np.abs(expected).max())
+    assert cosine(run_graph(int8, pixels), expected) > 0.95
     kinds = [node.op_type for node in onnx.load(int8).graph.node]
     assert "QuantizeLinear" in kinds and "QuantizeLinear" not in [node.op_type for node in onnx.load(fp32).graph.node]
     assert write_peer(peer, tmp_path) == [fp32]  # nothing to calibrate on

@@ -23,14 +23,13 @@ from asymcir_training.backbones import freeze_stages, mixed_styles
 from asymcir_training.data.sources import ArrayPictures, PictureSet
 from asymcir_training.digests import digest
 from asymcir_training.errors import DataError
-from asymcir_training.execution import Execution, Feed, Optimisation, Rows, pick
+from asymcir_training.execution import Execution, Feed, Optimisation, Rows, pick, sample_rows
 from asymcir_training.loop import LoopConfig, run_steps
 from asymcir_training.losses import contrast
 from asymcir_training.pictures import Augmentation, normalise_pixels
-from asymcir_training.schedule import parameter_groups
+from asymcir_training.schedule import parameter_groups, seed_of_step
 
 _MOST_CANDIDATES = 20_000
-_SAMPLED_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +157,7 @@ def align_visual_tower(
         batch = feed.take(number)
         wanted = labels[batch.whole]
         classes, own = (np.arange(len(wordings)), wanted) if everything else np.unique(wanted, return_inverse=True)
-        names = wordings.draw(classes, torch.Generator().manual_seed(loop.seed * 1_000_003 + number), device)
+        names = wordings.draw(classes, torch.Generator().manual_seed(seed_of_step(loop.seed, number)), device)
         positives = functional.one_hot(torch.from_numpy(own).to(device), len(classes)).bool()  # [b, C']
         hits: list[float] = []
 
@@ -202,9 +201,8 @@ def align_visual_tower(
 
 
 def _digest_names(wordings: Wordings, labels: NDArray[np.int64]) -> str:
-    index = np.unique(np.linspace(0, wordings.starts[-1] - 1, _SAMPLED_ROWS).astype(np.int64))
     weights = {
-        "wordings": pick(wordings.embeddings, index, torch.device("cpu")),
+        "wordings": sample_rows(wordings.embeddings),
         "starts": torch.from_numpy(wordings.starts),
         "labels": torch.from_numpy(labels),
     }

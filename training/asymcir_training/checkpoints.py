@@ -2,9 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from asymcir_protos import Preprocessing
 from safetensors import SafetensorError
@@ -17,6 +17,7 @@ from asymcir_training.symmetric import SymmetricEncoder
 from asymcir_training.transagg import TransAgg
 from asymcir_training.union import UnionHead
 
+Model = TypeVar("Model", bound=nn.Module)
 _WEIGHTS = "model.safetensors"
 _RECORD = RECORD_FILE = "checkpoint.json"
 LIGHT_ENCODER = "asymcir.light-encoder"
@@ -161,10 +162,7 @@ def load_transagg(folder: Path) -> tuple[TransAgg, dict[str, Any]]:
     Raises:
         CheckpointError: see `read_checkpoint`; or weights that do not fit the configuration.
     """
-    config, metadata, weights = read_checkpoint(folder, kind=TRANSAGG)
-    model = TransAgg(config["embedding_width"])
-    _fit(model, weights, folder)
-    return model.eval(), metadata
+    return _load_of_width(folder, TRANSAGG, TransAgg)
 
 
 def save_union_head(folder: Path, model: UnionHead, metadata: Mapping[str, Any]) -> None:
@@ -180,8 +178,13 @@ def load_union_head(folder: Path) -> tuple[UnionHead, dict[str, Any]]:
     Raises:
         CheckpointError: see `read_checkpoint`; or weights that do not fit the configuration.
     """
-    config, metadata, weights = read_checkpoint(folder, kind=UNION_HEAD)
-    model = UnionHead(config["embedding_width"])
+    return _load_of_width(folder, UNION_HEAD, UnionHead)
+
+
+def _load_of_width(folder: Path, kind: str, make: Callable[[int], Model]) -> tuple[Model, dict[str, Any]]:
+    """Load a model that its embedding width alone describes."""
+    config, metadata, weights = read_checkpoint(folder, kind=kind)
+    model = make(config["embedding_width"])
     _fit(model, weights, folder)
     return model.eval(), metadata
 

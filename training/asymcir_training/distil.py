@@ -27,7 +27,7 @@ from asymcir_training.data.sources import ArrayPictures, PictureSet
 from asymcir_training.digests import digest
 from asymcir_training.embedding import embed_phrases
 from asymcir_training.errors import DataError
-from asymcir_training.execution import Execution, Feed, Optimisation, RowFeed, Rows, pick
+from asymcir_training.execution import Execution, Feed, Optimisation, RowFeed, Rows, pick, sample_rows
 from asymcir_training.foundation import Foundation
 from asymcir_training.itm import draw_hard_negatives, local_alignment_by_matching
 from asymcir_training.light import LightEncoder
@@ -39,11 +39,10 @@ from asymcir_training.losses import (
 )
 from asymcir_training.pictures import Augmentation, normalise_pixels
 from asymcir_training.prompts import TOKENS_MODIFIER_PROMPT
-from asymcir_training.schedule import parameter_groups
+from asymcir_training.schedule import parameter_groups, seed_of_step
 from asymcir_training.symmetric import SymmetricEncoder
 
 _ROWS_AT_ONCE = 1024
-_SAMPLED_ROWS = 4096
 _LEAST_TO_MATCH = 2
 
 
@@ -200,7 +199,7 @@ def distil(
 
     def step(number: int) -> dict[str, float]:
         batch = feed.take(number)
-        draw = torch.Generator().manual_seed(loop.seed * 1_000_003 + number)
+        draw = torch.Generator().manual_seed(seed_of_step(loop.seed, number))
         chosen = _draw_phrases(nearest[batch.whole], shares[batch.whole], draw)
         drawn = [bank_of_modifiers[i] for i in torch.randint(len(bank_of_modifiers), (len(chosen),), generator=draw)]
         own = execution.own_rows(len(chosen))
@@ -353,11 +352,9 @@ def _draw_phrases(nearest: Tensor, shares: Tensor, draw: torch.Generator) -> lis
 
 def _digest_teacher(teacher: Rows, patches: Rows | None, phrases: Sequence[str], modifiers: Sequence[str]) -> str:
     """Name the teacher's answers and the texts; of a large file of them, an even sample of rows."""
-    index = np.unique(np.linspace(0, len(teacher) - 1, min(len(teacher), _SAMPLED_ROWS)).astype(np.int64))
-    cpu = torch.device("cpu")
-    weights = {"features": pick(teacher, index, cpu)}
+    weights = {"features": sample_rows(teacher)}
     if patches is not None:
-        weights["patches"] = pick(patches, index, cpu)
+        weights["patches"] = sample_rows(patches)
     return digest(weights=weights, facts={"rows": len(teacher), "phrases": [*phrases], "modifiers": [*modifiers]})
 
 

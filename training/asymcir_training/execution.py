@@ -24,6 +24,7 @@ from asymcir_training.pictures import Augmentation, batch_at
 from asymcir_training.run_state import restore_best
 from asymcir_training.schedule import cosine_schedule
 
+_SAMPLED_ROWS = 4096
 Chunk = TypeVar("Chunk")
 Losses = Callable[[dict[str, Tensor]], Mapping[str, tuple[float, Tensor]]]
 Rows = Tensor | NDArray[Any]
@@ -74,6 +75,12 @@ def pick(rows: Rows, index: NDArray[np.int64], device: torch.device) -> Tensor:
     if isinstance(rows, Tensor):
         return rows[torch.from_numpy(index).to(rows.device)].to(device)
     return torch.from_numpy(np.ascontiguousarray(rows[index])).to(device)
+
+
+def sample_rows(rows: Rows) -> Tensor:
+    """Pick an even sample of rows, first and last among them, to name large features by: on the CPU."""
+    index = np.unique(np.linspace(0, len(rows) - 1, _SAMPLED_ROWS).astype(np.int64))
+    return pick(rows, index, torch.device("cpu"))
 
 
 class Feed:

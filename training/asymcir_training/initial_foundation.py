@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from asymcir_training.errors import FoundationError
 from asymcir_training.foundation import CONFIG_FILE, TEXT_FOLDER, WEIGHTS_FILE, Foundation, needs_quick_gelu
+from asymcir_training.light import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 CONTEXT_LENGTH = 77
 _TOKENIZER_FILES = (
     "tokenizer.json",

@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from asymcir_training.errors import FoundationError
 
 ATTENTION_HEADS = 8
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def imagenet_preprocessing(size: int) -> Preprocessing:
+    """Return how an encoder with an ImageNet backbone sees pictures: bilinear, which Core ML can do."""
+    return Preprocessing(size=size, interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 class AdaptiveTokenLearner(nn.Module):
@@ -27,6 +34,11 @@ class AdaptiveTokenLearner(nn.Module):
 
     def __init__(self, channels: int, *, sentence_length: int, width: int, word_width: int) -> None:
         super().__init__()
+        if sentence_length < 1 or width < 1 or width % ATTENTION_HEADS:
+            raise FoundationError(
+                f"expected 1 or more sentence tokens and an inner width that {ATTENTION_HEADS} heads divide, got "
+                f"{sentence_length} and {width}"
+            )
         self.project = nn.Conv2d(channels, width, 1)
         self.groups = nn.Conv2d(width, sentence_length, 1)
         self.self_norm = nn.LayerNorm(width)
@@ -92,11 +104,6 @@ class LightEncoder(nn.Module):
         if not timm.is_model(backbone.split(".")[0]):
             nearest = ", ".join(difflib.get_close_matches(backbone, timm.list_models(), n=3, cutoff=0.3))
             raise FoundationError(f"unknown timm backbone {backbone!r}; nearest: {nearest or 'see timm.list_models()'}")
-        if sentence_length < 1 or width < 1 or width % ATTENTION_HEADS:
-            raise FoundationError(
-                f"expected 1 or more sentence tokens and an inner width that {ATTENTION_HEADS} heads divide, got "
-                f"{sentence_length} and {width}"
-            )
         self.config = {
             "backbone": backbone,
             "sentence_length": sentence_length,

@@ -16,6 +16,7 @@ from torch import nn
 from asymcir_training.errors import TrainingError
 from asymcir_training.run_keeper import RunKeeper, all_finite
 from asymcir_training.run_state import Stateful
+from asymcir_training.schedule import seed_of_step
 from asymcir_training.stopping import catch_signals, exchange_signs
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def run_steps(
             if run.owes_validation(first):
                 run.validate()
             for number in range(first, config.steps):
-                torch.manual_seed(config.seed * 1_000_003 + number)
+                torch.manual_seed(seed_of_step(config.seed, number))
                 try:
                     figures = dict(step(number))
                 except Exception as exc:

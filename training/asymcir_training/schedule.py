@@ -8,6 +8,11 @@ import torch
 from torch import nn
 
 
+def seed_of_step(seed: int, number: int) -> int:
+    """Return the seed of everything that a step draws: of the run's seed and the step's number alone."""
+    return seed * 1_000_003 + number
+
+
 def cosine_schedule(optimizer: torch.optim.Optimizer, *, number: int, steps: int, warmup: int) -> float:
     """Set every group's lr to its `peak_lr` times a linear warm-up and a cosine decay to 1%; return the factor."""
     if number < warmup:

@@ -42,13 +42,11 @@ from asymcir_training.errors import DataError
 from asymcir_training.execution import Execution
 from asymcir_training.foundation import CONFIG_FILE, Foundation, load_foundation
 from asymcir_training.initial_foundation import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     load_trunk_weights,
     write_foundation,
     write_initial_foundation,
 )
-from asymcir_training.light import LightEncoder
+from asymcir_training.light import LightEncoder, imagenet_preprocessing
 from asymcir_training.loop import LoopConfig
 from asymcir_training.picture_files import PictureFiles
 from asymcir_training.runs import DistilRun, FoundationRun, RunSection, StudentSection, UnionRun, ValidationSection
@@ -386,7 +384,7 @@ def _build_student(section: StudentSection, foundation: Foundation, *, seed: int
         sentence_length=section.sentence_length,
         word_width=foundation.word_width,
         width=section.width,
-        preprocessing=Preprocessing(size=section.size, interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        preprocessing=imagenet_preprocessing(section.size),
         pretrained=section.pretrained,
     )
     if section.backbone_weights is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from asymcir_training.errors import FoundationError
 from asymcir_training.foundation import Foundation
-from asymcir_training.light import ATTENTION_HEADS, AdaptiveTokenLearner
+from asymcir_training.light import AdaptiveTokenLearner
 
 
 class _Lent(tuple["Foundation", ...]):
@@ -54,11 +54,6 @@ class SymmetricEncoder(nn.Module):
         preprocessing: Preprocessing,
     ) -> None:
         super().__init__()
-        if sentence_length < 1 or width < 1 or width % ATTENTION_HEADS:
-            raise FoundationError(
-                f"expected 1 or more sentence tokens and an inner width that {ATTENTION_HEADS} heads divide, got "
-                f"{sentence_length} and {width}"
-            )
         self.config = {
             "patch_width": patch_width,
             "sentence_length": sentence_length,

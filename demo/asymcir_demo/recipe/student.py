@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from asymcir_benchmarks import derive_triplets
-from asymcir_protos import Preprocessing
 from asymcir_training import Foundation, LightEncoder, load_foundation, load_light_encoder, save_light_encoder
 from asymcir_training.distil import DistilConfig, distil
 from asymcir_training.embedding import embed_patches, embed_pictures
 from asymcir_training.execution import Execution
-from asymcir_training.initial_foundation import IMAGENET_MEAN, IMAGENET_STD
+from asymcir_training.light import imagenet_preprocessing
 from asymcir_training.loop import LoopConfig
 from numpy.typing import NDArray
 
@@ -36,7 +35,7 @@ DISTILLATION = DistilConfig()
 EXECUTION = Execution(workers=1)  # augments while the trainer computes
 SENTENCE_LENGTH = 6
 TOKEN_LEARNER_WIDTH = 256
-PREPROCESSING = Preprocessing(size=SIZE, interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+PREPROCESSING = imagenet_preprocessing(SIZE)
 GENERAL_MODIFIERS = (
     "is small", "is big", "is old", "is young", "is new", "is broken", "is open", "is closed", "is empty", "is full",
     "is smiling", "is crying", "is laughing", "is angry", "is sad", "is sleeping", "is surprised", "is scared",

@@ -1,5 +1,6 @@
 """Many short texts in little memory: the names of a million pictures, in every worker."""
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import overload
@@ -22,8 +23,9 @@ class LazyStrings(Sequence[str]):
             return [self[i] for i in range(*place.indices(len(self)))]
         return self._get(range(len(self))[place])
 
+    @abstractmethod
     def _get(self, number: int) -> str:
-        raise NotImplementedError
+        """Make the text of a number."""
 
 
 class Strings(LazyStrings):
