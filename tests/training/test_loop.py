@@ -1,7 +1,6 @@
 """The loop: exact resume however a run ends, and what it says when it cannot go on."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -70,8 +69,8 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path: Path, 
     def before_step(at: int) -> None:
         calls.append(at)
         if at == 12:
-            os.kill(os.getpid(), number)
-            os.kill(os.getpid(), number)  # a terminal and a launcher may both pass it on
+            signal.raise_signal(number)
+            signal.raise_signal(number)  # a terminal and a launcher may both pass it on
 
     seldom = {"save_every": 1000}
     with pytest.raises(Interrupted, match=f"stopped by {number.name}: saved at step 13 of 30.*same command goes on"):
@@ -89,9 +88,9 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path: Path, 
 def test_the_same_signal_again_ends_at_once(tmp_path: Path) -> None:
     def before_step(at: int) -> None:
         if at == 7:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # to this thread: sent to the process, it may come late
             time.sleep(1.1)  # more than a moment, and the step is still not done
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             time.sleep(1.0)
 
     with pytest.raises(KeyboardInterrupt):
@@ -102,7 +101,7 @@ def test_the_same_signal_again_ends_at_once(tmp_path: Path) -> None:
 def test_a_signal_that_ends_the_workers_too_keeps_the_state_before(tmp_path: Path) -> None:
     def before_step(at: int) -> None:
         if at == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             raise RuntimeError("DataLoader worker is killed by signal: Terminated.")
 
     with pytest.raises(Interrupted, match=r"SIGTERM \(step 7 failed meanwhile: DataLoader.*saved at step 5 of 30"):
@@ -266,7 +265,7 @@ def share_a_run(processes: Processes, folder: Path) -> dict[str, Any]:
 
     def signal_the_second(number: int) -> None:
         if second and number == 12:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     def spoil_the_second(number: int, figures: dict[str, float]) -> dict[str, float]:
         return figures | ({"norm": float("nan")} if second and number == 7 else {})
