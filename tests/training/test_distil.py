@@ -40,6 +40,7 @@ EVERYTHING = dataclasses.replace(
     frozen=("conv_stem", "bn1"),
     mix_after=("blocks.0",),
     mix_share=0.5,
+    int8_share=0.5,
     augmentation=Augmentation(),
 )
 
@@ -120,6 +121,19 @@ def test_an_interrupted_distillation_with_everything_on_goes_on_exactly(clip: Fo
     assert len(calls) == 4 + 2  # from the state after two steps
     expected = whole.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+
+
+def test_the_last_steps_are_rounded(clip: Foundation, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="int8_share from 0 to 1, got 2"):
+        dataclasses.replace(LOCAL, int8_share=2)
+    logs = []
+    for share in (0.0, 0.5):
+        folder = tmp_path / str(share)
+        config = dataclasses.replace(LOCAL, int8_share=share)
+        _distil(_student(), clip, config, LoopConfig(folder=folder, steps=6, log_every=1))
+        logs.append([line["loss"] for line in _log(folder)])
+    assert logs[0][:3] == logs[1][:3]
+    assert all(rounded != plain for rounded, plain in zip(logs[1][3:], logs[0][3:], strict=True))
 
 
 def test_other_patches_make_another_run(clip: Foundation, tmp_path: Path) -> None:

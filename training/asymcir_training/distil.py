@@ -39,6 +39,7 @@ from asymcir_training.losses import (
 )
 from asymcir_training.pictures import Augmentation, normalise_pixels
 from asymcir_training.prompts import TOKENS_MODIFIER_PROMPT
+from asymcir_training.rounding import rounded_to_int8
 from asymcir_training.schedule import parameter_groups, seed_of_step
 from asymcir_training.symmetric import SymmetricEncoder
 
@@ -66,6 +67,7 @@ class DistilConfig:
     nearest: Annotated[int, "the pseudo-caption X is drawn among this many nearest phrases"] = 1
     phrase_scale: Annotated[float, "inverse temperature of that draw; 0 draws evenly"] = 0.0
     clip_norm: Annotated[float, "longest gradient"] = 5.0
+    int8_share: Annotated[float, "share of the steps, the last ones, that the encoder takes rounded to int8"] = 0.0
     frozen: Annotated[tuple[str, ...], "modules of the backbone that stay as they are"] = ()
     mix_after: Annotated[tuple[str, ...], "modules of the backbone after which styles are mixed"] = ()
     mix_share: Annotated[float, "share of the pictures whose style is mixed"] = 0.5
@@ -76,6 +78,8 @@ class DistilConfig:
             raise DataError(f"expected a batch of 1 or more, got {self.batch}")
         if not 0.0 <= self.mix_share <= 1.0:
             raise DataError(f"expected mix_share from 0 to 1, got {self.mix_share}")
+        if not 0.0 <= self.int8_share <= 1.0:
+            raise DataError(f"expected int8_share from 0 to 1, got {self.int8_share}")
         if self.lar_group < 0 or (self.lar_group and self.batch % self.lar_group):
             raise DataError(f"expected lar_group to divide the batch of {self.batch}, got {self.lar_group}")
 
@@ -89,12 +93,14 @@ class _Part:
         modifiers: one for each.
         numbers: [b_c], the pictures.
         teacher: [b_c, E], the teacher's features of them.
+        rounded: whether the encoder computes in rounded 8-bit values.
     """
 
     inputs: Tensor
     modifiers: Sequence[str]
     numbers: NDArray[np.int64]
     teacher: Tensor
+    rounded: bool
 
 
 def distil(
@@ -179,14 +185,17 @@ def distil(
             execution=execution,
         )
 
-    def encode(inputs: Tensor) -> Tensor:
+    rounded_from = round(loop.steps * (1.0 - config.int8_share))
+
+    def encode(inputs: Tensor, *, rounded: bool) -> Tensor:
         if light is None:
             return student.from_patches(inputs)
         pixels = normalise_pixels(inputs.to(device).permute(0, 2, 3, 1), student.preprocessing)
-        return light(pixels.contiguous(memory_format=torch.channels_last))
+        with rounded_to_int8(rounded):
+            return light(pixels.contiguous(memory_format=torch.channels_last))
 
     def represent(part: _Part) -> dict[str, Tensor]:
-        tokens = encode(part.inputs)  # [b_c, L, D]
+        tokens = encode(part.inputs, rounded=part.rounded)  # [b_c, L, D]
         said, places = foundation.compose_with_tokens(tokens)
         found = {"said": said}
         if late:
@@ -215,6 +224,7 @@ def distil(
                 modifiers=drawn[own][part],
                 numbers=rows[batch.index[part]],
                 teacher=seen[own][part],
+                rounded=number >= rounded_from,
             )
             for part in execution.split(len(batch.whole))
         ]
@@ -380,5 +390,9 @@ def _check_inputs(
         )
     if symmetric and patches is None:
         raise DataError("a symmetric encoder reads the teacher's patch features: give them")
+    if symmetric and config.int8_share:
+        raise DataError(
+            "int8_share rounds a light encoder for its int8 export; a symmetric one has none: leave it at 0"
+        )
     if config.lar_weight and config.lar == "late" and patches is None:
         raise DataError("LAR needs the teacher's patch features: give them, or set its weight to 0")
