@@ -93,7 +93,6 @@ def evaluate_triplets(
     gallery = gather_gallery(triplets, folders)
     options: dict[str, Any] = {"workers": workers, "device": device}
     seen = build_teacher_cache(cache, foundation, PictureFiles(gallery.paths), patches=False, **options)
-    rows = {int(number): row for row, number in enumerate(seen.kept)}  # of the gallery's numbers
     # With folders the gallery may be of another kind than the queries, whose pictures are then no part of it.
     references = PictureFiles(list(dict.fromkeys(triplet.reference for triplet in triplets)))
     apart = bool(folders) or system.needs_patches
@@ -102,22 +101,16 @@ def evaluate_triplets(
     )
     asked = references.paths if apart else gallery.paths
     places = {asked[number].resolve(): row for row, number in enumerate(asking.kept.tolist())}
-    # The target is the first that answers a triplet.
-    usable = [
-        number
-        for number, triplet in enumerate(triplets)
-        if triplet.reference.resolve() in places and gallery.answers[number][0] in rows
-    ]
+    askable = [triplet.reference.resolve() in places for triplet in triplets]
+    usable, gallery = gallery.restrict(seen.kept.tolist(), askable)
     if not usable:
         raise BenchmarkError(f"none of {len(triplets)} triplets has pictures that can be read: see {seen.folder}")
     if len(usable) < len(triplets):
         _LOG.warning("%d triplets are left out: their pictures cannot be read", len(triplets) - len(usable))
     kept = [triplets[number] for number in usable]
-    answers = [[rows[row] for row in gallery.answers[number] if row in rows] for number in usable]
-    excluded = [[rows[row] for row in gallery.excluded[number] if row in rows] for number in usable]
     queries = system.encode(kept, asking, [places[triplet.reference.resolve()] for triplet in kept])
     targets = _represent(foundation, seen, target, head)
-    ranks = rank_answers(queries, targets, answers, None if keep_reference else excluded)
+    ranks = rank_answers(queries, targets, gallery.answers, None if keep_reference else gallery.excluded)
     return TripletReport(ranks=ranks.numpy(), gallery_size=len(targets), unreadable=len(seen.problems))
 
 

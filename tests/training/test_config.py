@@ -6,6 +6,7 @@ from typing import Annotated
 import pytest
 from asymcir_training.config import load_config, render_config, to_plain
 from asymcir_training.errors import ConfigError, DataError
+from asymcir_training.runs import DistilRun, FoundationRun, UnionRun
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,3 +82,38 @@ def test_the_rendered_configuration_reads_back_as_the_defaults(tmp_path: Path) -
     assert "# pictures of a step\nbatch = 96" in text and "# out = # must be set" in text
     assert tomllib.loads(text)["run"]["inner"] == {"scale": [0.5, 1.5], "share": 0.0}
     assert load_config(Run, _write(tmp_path / "c.toml", text), ["run.out=x"]) == Run(run=Section(out=Path("x")))
+
+
+FOUNDATION = (FoundationRun, ["run.out=x", "data.pictures=['p']", "start.name=ViT-B-32"])
+DISTIL = (DistilRun, ["run.out=x", "data.pictures=['p']", "foundation.name=ViT-B-32"])
+UNION = (UnionRun, ["run.out=x", "triplets.path=t", "foundation.name=ViT-B-32"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "idle", "words"),
+    [
+        (FOUNDATION, ["run.validate_every=5"], r"run\.validate_every does nothing here"),
+        (FOUNDATION, ["data.cache=c"], r"data\.cache does nothing here"),
+        (DISTIL, ["run.validate_every=5"], r"validate_every does nothing here: set validation\.triplets, or leave it"),
+        (DISTIL, ["validation.gallery=['g']"], r"validation\.gallery does nothing here: set validation\.triplets"),
+        (DISTIL, ["student.symmetric=true", "distil.frozen=['a']"], r"distil\.frozen does nothing here: a symmetric"),
+        (DISTIL, ["student.symmetric=true", "distil.int8_share=0.5"], r"distil\.int8_share does nothing here"),
+        (UNION, ["triplets.light=l", "run.validate_every=5"], r"run\.validate_every does nothing here"),
+        (UNION, ["triplets.light=l", "triplets.step=7"], r"triplets\.step does nothing here: set triplets\.limit"),
+        (UNION, ["triplets.light=l", "transagg.batch=7"], r"\[transagg\] does nothing here: set triplets\.system"),
+        (UNION, ["triplets.system=transagg", "union.batch=7"], r"\[union\] does nothing here: transagg reads"),
+        (UNION, ["triplets.system=transagg", "triplets.light=l"], r"triplets\.light does nothing here"),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused(stage: tuple[type, list[str]], idle: list[str], words: str) -> None:
+    kind, needed = stage
+    with pytest.raises(ConfigError, match=words):
+        load_config(kind, None, [*needed, *idle])
+
+
+def test_the_same_keys_are_taken_where_they_work() -> None:
+    load_config(FOUNDATION[0], None, FOUNDATION[1])
+    validated = ["validation.triplets=t", "run.validate_every=5", "validation.gallery=['g']", "distil.frozen=['a']"]
+    load_config(DISTIL[0], None, [*DISTIL[1], *validated, "data.cache=c", "distil.int8_share=0.5"])
+    load_config(UNION[0], None, [*UNION[1], "triplets.light=l", "triplets.limit=9", "triplets.step=7", "union.batch=7"])
+    load_config(UNION[0], None, [*UNION[1], "triplets.system=transagg", "transagg.batch=7"])

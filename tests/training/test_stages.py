@@ -136,9 +136,29 @@ def test_distillation_validates_averages_and_saves_what_it_validated(
     steps = [line for line in lines if "loss" in line]
     assert len(steps) == 4 and len(measured) == 2 and all(set(found) == {"R@1", "R@5", "R@10"} for found in measured)
     assert {"gcd", "lar", "identity", "consistency", "norm"} <= steps[0].keys()
-    quarantine = list(config.run.work_folder.rglob("quarantine.jsonl"))
-    assert len(quarantine) == 1 and "broken.png" in quarantine[0].read_text()
+    quarantine = [path.read_text() for path in config.run.work_folder.rglob("quarantine.jsonl")]
+    assert ["broken.png" in text for text in quarantine].count(True) == 1
     assert (config.run.work_folder / "distil" / "curves.png").stat().st_size > 1000
+
+
+def test_validation_leaves_out_what_cannot_be_read(
+    data: Path, clip_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = [
+        {"reference": "broken.png", "modifier": "is red", "target": "red1.png"},
+        {"reference": "red1.png", "modifier": "is nothing", "target": "broken.png"},
+    ]
+    lines = [json.dumps(triplet) for triplet in broken]
+    for name, some in (("some", (data / "triplets.jsonl").read_text().splitlines()), ("none", [])):
+        _write_lines(tmp_path / f"{name}.jsonl", lines + some)
+    images = f"validation.images={data}"
+    with caplog.at_level("INFO"):
+        train_distil(_distil(data, tmp_path, clip_folder, f"validation.triplets={tmp_path / 'some.jsonl'}", images))
+    assert "2 triplets left out" in caplog.text
+    assert "validation: 8 queries in a gallery of 14" in caplog.text
+    with pytest.raises(DataError, match="none of 2 triplets to validate on"):
+        more = [f"validation.triplets={tmp_path / 'none.jsonl'}", f"run.out={tmp_path / 'other'}"]
+        train_distil(_distil(data, tmp_path, clip_folder, *more, images))
 
 
 def test_a_changed_configuration_is_refused_by_key_and_accepted_when_told(

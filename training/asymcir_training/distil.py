@@ -390,9 +390,5 @@ def _check_inputs(
         )
     if symmetric and patches is None:
         raise DataError("a symmetric encoder reads the teacher's patch features: give them")
-    if symmetric and config.int8_share:
-        raise DataError(
-            "int8_share rounds a light encoder for its int8 export; a symmetric one has none: leave it at 0"
-        )
     if config.lar_weight and config.lar == "late" and patches is None:
         raise DataError("LAR needs the teacher's patch features: give them, or set its weight to 0")

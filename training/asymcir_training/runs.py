@@ -143,6 +143,10 @@ class FoundationRun:
     start: FoundationStart
     align: AlignConfig = field(default_factory=AlignConfig)
 
+    def __post_init__(self) -> None:
+        _refuse_idle("run.validate_every", self.run.validate_every, "the foundation has no validation")
+        _refuse_idle("data.cache", self.data.cache, "the tower that trains has nothing to cache")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistilRun:
@@ -155,6 +159,15 @@ class DistilRun:
     texts: TextSection = field(default_factory=TextSection)
     distil: DistilConfig = field(default_factory=DistilConfig)
     validation: ValidationSection = field(default_factory=ValidationSection)
+
+    def __post_init__(self) -> None:
+        if self.validation.triplets is None:
+            _refuse_idle("run.validate_every", self.run.validate_every, "set validation.triplets")
+            _refuse_idle("validation.gallery", self.validation.gallery, "set validation.triplets")
+        if self.student.symmetric:
+            for name in ("frozen", "mix_after", "int8_share"):
+                why = "a symmetric student has no backbone of its own"
+                _refuse_idle(f"distil.{name}", getattr(self.distil, name), why)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,3 +200,17 @@ class UnionRun:
     def __post_init__(self) -> None:
         if self.triplets.system == "light" and self.triplets.light is None:
             raise ConfigError("triplets.light is missing: the light-encoder checkpoint that asks the queries")
+        _refuse_idle("run.validate_every", self.run.validate_every, "the UNION head has no validation")
+        if not self.triplets.limit:
+            _refuse_idle("triplets.step", self.triplets.step, "set triplets.limit")
+        if self.triplets.system == "transagg":
+            _refuse_idle("triplets.light", self.triplets.light, "transagg asks the queries itself")
+            _refuse_idle("[union]", self.union != UnionConfig(), "transagg reads [transagg]")
+        else:
+            _refuse_idle("[transagg]", self.transagg != TransAggConfig(), 'set triplets.system to "transagg"')
+
+
+def _refuse_idle(key: str, value: object, why: str) -> None:
+    """Refuse a key that was set and would do nothing: whoever set it expects something of it."""
+    if value:
+        raise ConfigError(f"{key} does nothing here: {why}, or leave it away")

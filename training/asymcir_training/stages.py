@@ -53,7 +53,7 @@ from asymcir_training.runs import DistilRun, FoundationRun, RunSection, StudentS
 from asymcir_training.symmetric import SymmetricEncoder
 from asymcir_training.transagg import TransAgg
 from asymcir_training.transagg_training import train_transagg
-from asymcir_training.triplet_features import embed_modifiers, number_pictures
+from asymcir_training.triplet_features import embed_modifiers, gather_gallery, number_pictures
 from asymcir_training.triplet_formats import read_triplets
 from asymcir_training.triplet_validation import TripletValidation, compose_triplets
 from asymcir_training.union import UnionHead
@@ -125,9 +125,10 @@ def train_distil(config: DistilRun) -> Path:
     if losses.lar_weight and losses.lar == "matching":
         foundation.check_matching()
     student = _build_student(config.student, foundation, seed=config.run.seed)
-    validation = _validation(config.validation, foundation, student.preprocessing, execution)
+    root = config.data.cache or config.run.work_folder / "teacher"
+    validation = _validation(config.validation, foundation, student.preprocessing, execution, root)
     cache = _cache(
-        config.data.cache or config.run.work_folder / "teacher",
+        root,
         foundation,
         pictures,
         execution,
@@ -408,13 +409,21 @@ def _fit_losses(config: DistilConfig, phrases: Sequence[str], modifiers: Sequenc
 
 
 def _validation(
-    section: ValidationSection, foundation: Foundation, spec: Preprocessing, execution: Execution
+    section: ValidationSection, foundation: Foundation, spec: Preprocessing, execution: Execution, root: Path
 ) -> TripletValidation | None:
     if section.triplets is None:
         return None
     triplets = read_triplets(section.triplets, format=section.format, images=section.images)
+    gallery = gather_gallery(triplets, section.gallery)
+    cache = _cache(root, foundation, PictureFiles(gallery.paths), execution, patches=False)
     return TripletValidation(
-        foundation, triplets, gallery=section.gallery, spec=spec, device=execution.processes.device
+        foundation,
+        triplets,
+        gallery=gallery,
+        features=cache.embedding,
+        kept=cache.kept.tolist(),
+        spec=spec,
+        device=execution.processes.device,
     )
 
 

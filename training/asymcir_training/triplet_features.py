@@ -62,6 +62,25 @@ class TripletGallery:
     answers: Sequence[Sequence[int]]
     excluded: Sequence[Sequence[int]]
 
+    def restrict(self, kept: Sequence[int], asked: Sequence[bool]) -> tuple[list[int], "TripletGallery"]:
+        """Leave out the pictures that cannot be read, and the triplets that ask with one or have one for a target.
+
+        Args:
+            kept: rows that stay, ascending.
+            asked: t, whether the reference can be read.
+
+        Returns:
+            The numbers of the triplets that stay, and their gallery.
+        """
+        rows = {old: row for row, old in enumerate(kept)}
+        # The target is the first that answers a triplet.
+        usable = [number for number, readable in enumerate(asked) if readable and self.answers[number][0] in rows]
+        return usable, TripletGallery(
+            paths=[self.paths[row] for row in kept],
+            answers=[[rows[row] for row in self.answers[number] if row in rows] for number in usable],
+            excluded=[[rows[row] for row in self.excluded[number] if row in rows] for number in usable],
+        )
+
 
 def gather_gallery(triplets: Sequence[PictureTriplet], folders: Sequence[Path] = ()) -> TripletGallery:
     """Make the gallery of triplets.

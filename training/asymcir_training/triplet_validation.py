@@ -11,19 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from asymcir_protos import Preprocessing
+from asymcir_protos import ImageError, Preprocessing
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from asymcir_training.data.workers import run_jobs
 from asymcir_training.digests import digest
+from asymcir_training.errors import DataError
+from asymcir_training.execution import Rows, pick
 from asymcir_training.foundation import Foundation
 from asymcir_training.light import LightEncoder
 from asymcir_training.picture_files import PictureFiles
 from asymcir_training.pictures import normalise_pixels
 from asymcir_training.symmetric import SymmetricEncoder
-from asymcir_training.triplet_features import gather_gallery
+from asymcir_training.triplet_features import TripletGallery
 from asymcir_training.triplets import PictureTriplet
 from asymcir_training.validation import measure_recall
 
@@ -35,8 +37,7 @@ _LOG = logging.getLogger(__name__)
 class TripletValidation:
     """Measures an encoder: calling it returns R@1, R@5 and R@10 of composed queries in a gallery of type `original`.
 
-    The gallery is what `gather_gallery` makes of the triplets and the folders, embedded once; a query's own reference
-    is taken out of its ranking.
+    A query's own reference is taken out of its ranking.
 
     Attributes:
         digest: names what is asked, so that figures of other questions are not compared.
@@ -47,40 +48,56 @@ class TripletValidation:
         foundation: Foundation,
         triplets: Sequence[PictureTriplet],
         *,
-        gallery: Sequence[Path] = (),
+        gallery: TripletGallery,
+        features: Rows,
+        kept: Sequence[int],
         spec: Preprocessing,
         device: torch.device,
     ) -> None:
-        """Embed the gallery and read the references.
+        """Read the references; triplets with a picture that cannot be read are left out.
 
         Args:
             foundation: frozen, on the device.
             triplets: t of them.
-            gallery: folders to search in.
+            gallery: what `gather_gallery` made of them.
+            features: [rows, E], the foundation's image features of the gallery's pictures, of those that can be read.
+            kept: [rows], the numbers of those pictures.
             spec: how the encoder sees pictures.
             device: to encode on.
 
         Raises:
-            DataError: a folder without pictures.
-            ImageError: a picture of a triplet is corrupt.
+            DataError: no triplet whose pictures can be read.
         """
         self._foundation, self._spec, self._device = foundation, spec, device
-        found = gather_gallery(triplets, gallery)
-        self._answers, self._excluded = found.answers, found.excluded
-        self._gallery = functional.normalize(_embed(foundation, PictureFiles(found.paths), device), dim=-1)
-        self._modifiers = [triplet.modifier for triplet in triplets]
         references = PictureFiles(list(dict.fromkeys(triplet.reference for triplet in triplets)))
-        places = {path: place for place, path in enumerate(references.paths)}
-        self._asked = np.asarray([places[triplet.reference] for triplet in triplets], dtype=np.int64)
-        self._pixels = np.stack([references.decode(number, spec) for number in range(len(references))])
+        squares, places = [], {}
+        for number, path in enumerate(references.paths):
+            try:
+                squares.append(references.decode(number, spec))
+            except ImageError as exc:
+                _LOG.warning("validation: %s", exc)
+            else:
+                places[path] = len(places)
+        usable, found = gallery.restrict(kept, [triplet.reference in places for triplet in triplets])
+        if not usable:
+            raise DataError(f"none of {len(triplets)} triplets to validate on has pictures that can be read")
+        if len(usable) < len(triplets):
+            _LOG.warning("validation: %d triplets left out: their pictures cannot be read", len(triplets) - len(usable))
+        asked = [triplets[number] for number in usable]
+        self._answers, self._excluded = found.answers, found.excluded
+        rows = pick(features, np.arange(len(features)), torch.device("cpu")).float()
+        self._gallery = functional.normalize(rows, dim=-1)
+        self._modifiers = [triplet.modifier for triplet in asked]
+        self._asked = np.asarray([places[triplet.reference] for triplet in asked], dtype=np.int64)
+        self._pixels = np.stack(squares)
         self.digest = digest(
             weights={},
             facts={
-                "triplets": [f"{t.reference} {t.modifier} {t.target}" for t in triplets],
-                "gallery": len(found.paths),
+                "triplets": [f"{t.reference} {t.modifier} {t.target}" for t in asked],
+                "gallery": len(self._gallery),
             },
         )
-        _LOG.info("validation: %d queries in a gallery of %d", len(triplets), len(self._gallery))
+        _LOG.info("validation: %d queries in a gallery of %d", len(asked), len(self._gallery))
 
     @torch.no_grad()
     def __call__(self, encoder: nn.Module) -> dict[str, float]:
@@ -181,14 +198,3 @@ class _DecodeReferences:
         places = {path: place for place, path in enumerate(files.paths)}
         pixels = np.stack([files.decode(number, self.spec) for number in range(len(files))])
         return torch.from_numpy(pixels), torch.tensor([places[path] for path in block])
-
-
-@torch.no_grad()
-def _embed(foundation: Foundation, pictures: PictureFiles, device: torch.device) -> Tensor:
-    found = []
-    for start in range(0, len(pictures), _BATCH):
-        numbers = range(start, min(start + _BATCH, len(pictures)))
-        pixels = np.stack([pictures.decode(number, foundation.preprocessing) for number in numbers])
-        batch = foundation.normalise_pixels(torch.from_numpy(pixels).to(device))
-        found.append(foundation.encode_pixels(batch).float().cpu())
-    return torch.cat(found)
