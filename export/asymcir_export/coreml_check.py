@@ -119,7 +119,8 @@ def check_epsilons(program: MilProgram, encoder: nn.Module) -> None:
         ParityError: an epsilon that no module of the encoder has, in float32 or rounded to fp16.
         NotVerifiedError: an epsilon that is computed.
     """
-    own = {float(module.eps) for module in encoder.modules() if isinstance(getattr(module, "eps", None), float)}
+    found = (getattr(module, "eps", None) for module in encoder.modules())
+    own = {eps for eps in found if isinstance(eps, float)}
     allowed = {float(kind(value)) for value in own for kind in (np.float16, np.float32)}
     for operation in program.operations:
         if operation.kind not in NORMALISATIONS or "epsilon" not in operation.inputs:

@@ -29,6 +29,9 @@ DEBUG_FILE = "executorch_debug_handle_mapping.json"  # beside the package that i
 class _NormalisedEncoder(nn.Module):
     """[1, 3, S, S] in [0, 1] -> sentence tokens [L, D]."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, encoder: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.encoder = encoder

@@ -110,7 +110,8 @@ def cut_preprocessing(model: ModelProto, size: int) -> ModelProto:
     network = ModelProto()
     network.CopyFrom(model)
     graph = network.graph
-    for records in (graph.node, graph.initializer, graph.value_info):
+    lists: list[Any] = [graph.node, graph.initializer, graph.value_info]
+    for records in lists:
         kept = [record for record in records if not record.name.startswith(PREPROCESSING_PREFIX)]
         del records[:]
         records.extend(record for record in kept if record.name != _NORMALISED)  # declared as the input instead

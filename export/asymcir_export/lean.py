@@ -119,7 +119,8 @@ def _store_int8(name: str, weight: NDArray[np.float32], *, axis: int) -> tuple[l
         rows, along = weight, -1
     if along >= 0 and rows.shape[along] % INT8_BLOCK == 0:
         split = (-1, INT8_BLOCK, rows.shape[1]) if along == 0 else (rows.shape[0], -1, INT8_BLOCK)
-        blocks, reduced = rows.reshape(split), (1 if along == 0 else 2,)
+        blocks = rows.reshape(split)
+        reduced: tuple[int, ...] = (1 if along == 0 else 2,)
     else:
         blocks, reduced = weight, tuple(i for i in range(weight.ndim) if i != axis)
     scales = _scales(np.abs(blocks).max(axis=reduced, keepdims=True), _INT8_MAX)

@@ -7,6 +7,7 @@ imitates. Every result is held against the type and the shape that the program d
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,7 +94,7 @@ class MilEvaluator:
                 observe(output.name, value)
 
 
-def _look_up(given: "tuple[str, ...] | Value", values: Mapping[str, Value]) -> tuple[Value, ...]:
+def _look_up(given: "tuple[str, ...] | np.ndarray | str", values: Mapping[str, Value]) -> tuple[Value, ...]:
     if not isinstance(given, tuple):
         return (to_value(given),)
     missing = [name for name in given if name not in values]

@@ -82,6 +82,7 @@ def to_onnx(module: nn.Module, inputs: Mapping[str, Tensor], *, outputs: Sequenc
         cause = exc.__cause__ or exc  # the exporter wraps what went wrong in advice to its developers
         detail = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise ExportError(f"cannot convert {type(module).__name__} to ONNX: {detail}") from exc
+    assert program is not None  # dynamo=True gives one
     model: ModelProto = program.model_proto
     model.ir_version = IR_VERSION
     _strip_traces(model)
@@ -179,7 +180,8 @@ def _strip_traces(model: ModelProto) -> None:
     model.producer_name, model.producer_version = "asymcir", ""
     graph = model.graph
     graph.name, graph.doc_string = "asymcir", ""
-    for record in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    records: list[Any] = [graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    for record in records:
         record.doc_string = ""
         if hasattr(record, "metadata_props"):
             del record.metadata_props[:]

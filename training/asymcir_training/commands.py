@@ -108,7 +108,7 @@ def _run(args: argparse.Namespace) -> int:
     from asymcir_training.config import load_config, render_config
     from asymcir_training.devices import stop_processes
 
-    kinds: dict[str, tuple[type, Callable[[Any], Path]]] = {
+    kinds: dict[str, tuple[type[Any], Callable[[Any], Path]]] = {
         "foundation": (runs.FoundationRun, stages.train_foundation),
         "distil": (runs.DistilRun, stages.train_distil),
         "union": (runs.UnionRun, stages.train_union),

@@ -188,11 +188,11 @@ def distil(
     rounded_from = round(loop.steps * (1.0 - config.int8_share))
 
     def encode(inputs: Tensor, *, rounded: bool) -> Tensor:
-        if light is None:
+        if isinstance(student, SymmetricEncoder):
             return student.from_patches(inputs)
         pixels = normalise_pixels(inputs.to(device).permute(0, 2, 3, 1), student.preprocessing)
         with rounded_to_int8(rounded):
-            return light(pixels.contiguous(memory_format=torch.channels_last))
+            return student(pixels.contiguous(memory_format=torch.channels_last))
 
     def represent(part: _Part) -> dict[str, Tensor]:
         tokens = encode(part.inputs, rounded=part.rounded)  # [b_c, L, D]

@@ -67,7 +67,7 @@ def write_initial_foundation(
     record = json.loads((text / "config.json").read_text(encoding="utf-8"))
     width = int(record["hidden_size"])
     inside = str((folder / TEXT_FOLDER).resolve())
-    model_config = {
+    model_config: dict[str, Any] = {
         "embed_dim": width,
         "vision_cfg": {
             "timm_model_name": trunk,

@@ -5,6 +5,7 @@ D word-embedding width.
 """
 
 import difflib
+from typing import Any
 
 import timm
 import torch
@@ -114,7 +115,7 @@ class LightEncoder(nn.Module):
         self.preprocessing = preprocessing
         self.sentence_length = sentence_length
         self.word_width = word_width
-        self.backbone = timm.create_model(backbone, pretrained=pretrained, num_classes=0, global_pool="")
+        self.backbone: Any = timm.create_model(backbone, pretrained=pretrained, num_classes=0, global_pool="")
         channels = self._probe_channels()
         self.token_learner = AdaptiveTokenLearner(
             channels, sentence_length=sentence_length, width=width, word_width=word_width

@@ -12,6 +12,7 @@ from asymcir_training.align import AlignConfig
 from asymcir_training.distil import DistilConfig
 from asymcir_training.errors import ConfigError
 from asymcir_training.transagg_training import TransAggConfig
+from asymcir_training.triplet_formats import Format
 from asymcir_training.union_training import UnionConfig
 
 
@@ -107,7 +108,7 @@ class ValidationSection:
     """Triplets that are measured while training; the best weights by `best` are kept."""
 
     triplets: Annotated[Path | None, "list of triplets; none: no validation"] = None
-    format: Annotated[str, "auto, jsonl, cirr, lasco, llavasco or sketchy"] = "auto"
+    format: Annotated[Format, "auto, jsonl, cirr, lasco, llavasco or sketchy"] = "auto"
     images: Annotated[Path | None, "folder that the list's pictures are in"] = None
     gallery: Annotated[tuple[Path, ...], "folders to search in; none: the triplets' own pictures"] = ()
     best: Annotated[Literal["R@1", "R@5", "R@10"], "the figure that decides"] = "R@10"
@@ -175,7 +176,7 @@ class TripletSection:
     """The triplets and who asks them."""
 
     path: Annotated[Path, "list of triplets"]
-    format: Annotated[str, "auto, jsonl, cirr, lasco, llavasco or sketchy"] = "auto"
+    format: Annotated[Format, "auto, jsonl, cirr, lasco, llavasco or sketchy"] = "auto"
     images: Annotated[Path | None, "folder that the list's pictures are in"] = None
     limit: Annotated[int, "take this many; 0: all"] = 0
     step: Annotated[int, "with limit, every step-th from the first on (LlavaSCo's 5,000: 70); 0: drawn by the seed"] = 0

@@ -34,6 +34,7 @@ class ClipTextTower(nn.Module):
         self.text_projection = parts.text_projection
         self.pool_type = pool_type
         self.causal = parts.attn_mask is not None
+        self.attn_mask: Tensor
         if self.causal:
             self.register_buffer("attn_mask", parts.attn_mask.detach().clone(), persistent=False)
 

@@ -70,7 +70,8 @@ class TripletValidation:
         """
         self._foundation, self._spec, self._device = foundation, spec, device
         references = PictureFiles(list(dict.fromkeys(triplet.reference for triplet in triplets)))
-        squares, places = [], {}
+        squares: list[NDArray[np.uint8]] = []
+        places: dict[Path, int] = {}
         for number, path in enumerate(references.paths):
             try:
                 squares.append(references.decode(number, spec))

@@ -79,11 +79,11 @@ def main() -> None:
             if len(rows) > 1:
                 figures[f"{name}, {key}, standard deviation"] = round(float(values.std(ddof=1)), 4)
     figures |= {f"baseline, {key}": round(value, 4) for key, value in baselines.items()}
-    rows = "" if args.rows == list(ROWS) else " --rows " + " ".join(f'"{name}"' for name in args.rows)
+    named = "" if args.rows == list(ROWS) else " --rows " + " ".join(f'"{name}"' for name in args.rows)
     write_result(
         args.out,
         figures=figures,
-        command=f"python -m asymcir_demo.recipe.ablate --steps {args.steps} --seeds {args.seeds}{rows}",
+        command=f"python -m asymcir_demo.recipe.ablate --steps {args.steps} --seeds {args.seeds}{named}",
     )
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from asymcir_benchmarks import Triplet, derive_triplets
 from PIL import Image
@@ -26,7 +27,7 @@ SHOWN = (
     ("backhand-index-pointing-up", "points left", "backhand-index-pointing-left"),
 )
 """Queries of training concepts that every run shows, beside held-out ones drawn by a fixed seed."""
-_WEBP = {"format": "WEBP", "quality": 50, "method": 6}
+_WEBP: dict[str, Any] = {"format": "WEBP", "quality": 50, "method": 6}
 _LOG = logging.getLogger(__name__)
 
 

@@ -20,6 +20,7 @@ from asymcir_training.execution import Execution
 from asymcir_training.initial_foundation import save_weights, write_initial_foundation
 from asymcir_training.loop import LoopConfig
 from asymcir_training.pictures import Augmentation
+from numpy.typing import NDArray
 
 from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, TRAINED_STYLES, Concept
 from asymcir_demo.recipe.render import load_style
@@ -116,7 +117,8 @@ def align(
     unseen = frozenset().union(*(plain_names(concept) for concept in concepts if not concept.aligned))
     texts = [word_names(concept, unseen) for concept in seen]
     embeddings = embed_texts(foundation, [text for row in texts for text in row])
-    arrays, labels = [], []
+    arrays: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
     for style in TRAINED_STYLES:
         array, slugs = load_style(pictures, style)
         keep = [i for i, slug in enumerate(slugs) if slug in index and draws_its_name(seen[index[slug]], style)]

@@ -20,7 +20,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from asymcir_benchmarks import Triplet
 
 from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, STYLES, Concept
@@ -61,7 +60,8 @@ def components(names: dict[str, str], drawings: Iterable[dict[str, bytes]]) -> d
             slug = parent[slug]
         return slug
 
-    for keys in (names, *drawings):
+    groups: list[Mapping[str, str | bytes]] = [names, *drawings]
+    for keys in groups:
         first: dict[str | bytes, str] = {}
         for slug, key in keys.items():
             if slug in parent:
@@ -141,6 +141,6 @@ def _hash(text: str) -> float:
 def _digests(pictures: Path, style: str) -> dict[str, bytes]:
     array, slugs = load_style(pictures, style)
     return {
-        slug: hashlib.blake2b(np.ascontiguousarray(picture), digest_size=16).digest()
+        slug: hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
         for slug, picture in zip(slugs, array, strict=True)
     }
