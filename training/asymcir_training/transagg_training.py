@@ -22,29 +22,24 @@ from asymcir_training.schedule import parameter_groups
 from asymcir_training.targets import TARGETS, Target, represent_targets
 from asymcir_training.transagg import TextPlaces, TransAgg
 from asymcir_training.union import UnionHead
+from asymcir_training.union_training import UnionConfig
 
 Validate = Callable[[TransAgg, UnionHead | None], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TransAggConfig:
-    """The recipe of UNION's public code (arXiv:2511.22253), both towers frozen.
+class TransAggConfig(UnionConfig):
+    """The recipe of UNION's public code, both towers frozen.
 
     It fine-tunes the towers at 1e-6 as well; ours stay as they are, so that every feature is computed once. Its
-    CosineAnnealingWarmRestarts with T_0 = all epochs is one cosine; ours adds a short warm-up. Its pictures are padded
-    to an aspect ratio of 1.25 (TargetPad), ours go through the foundation's own preprocessing, as a gallery's do.
+    pictures are padded to an aspect ratio of 1.25 (TargetPad), ours go through the foundation's own preprocessing, as a
+    gallery's do.
     """
 
     target: Annotated[Target, "what stands in the gallery: union (its head learns beside), sum or original"] = "union"
-    batch: Annotated[int, "triplets of a step"] = 32
-    lr: float = 1e-4
-    weight_decay: float = 0.05
-    scale: Annotated[float, "inverse temperature of the in-batch contrast"] = 100.0
-    clip_norm: Annotated[float, "longest gradient"] = 5.0
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise DataError(f"expected a batch of 1 or more, got {self.batch}")
+        UnionConfig.__post_init__(self)  # super() does not know a class with slots
         if self.target not in TARGETS:
             raise DataError(f"expected a target of {', '.join(TARGETS)}, got {self.target!r}")
 
