@@ -136,6 +136,23 @@ def test_the_last_steps_are_rounded(clip: Foundation, tmp_path: Path) -> None:
     assert all(rounded != plain for rounded, plain in zip(logs[1][3:], logs[0][3:], strict=True))
 
 
+def test_weights_that_were_never_rounded_are_not_the_best(clip: Foundation, tmp_path: Path) -> None:
+    figures = iter([0.9, 0.8, 0.5, 0.7])  # after 1, 2, 3 and 4 steps
+    summary = distil(
+        _student(),
+        clip,
+        pictures=[_pictures()],
+        teacher=embed_pictures(clip, [_pictures()]),
+        patches=embed_patches(clip, [_pictures()]),
+        phrases=[],
+        modifiers=[],
+        config=dataclasses.replace(LOCAL, int8_share=0.5),
+        loop=LoopConfig(folder=tmp_path, steps=4, validate_every=1, best="R@1"),
+        validate=lambda encoder: {"R@1": next(figures)},
+    )
+    assert (summary.best_step, summary.best_figure) == (4, 0.7)
+
+
 def test_other_patches_make_another_run(clip: Foundation, tmp_path: Path) -> None:
     loop = LoopConfig(folder=tmp_path, steps=1)
     _distil(_student(), clip, LOCAL, loop)

@@ -50,3 +50,27 @@ def test_the_first_convolutions_and_sums_of_vectors_stay_float() -> None:
                 torch.testing.assert_close(value, expected[name], rtol=0.0, atol=0.05)
         with rounded_to_int8(active=False):
             assert torch.equal(plain(stem), expected["plain"])
+
+
+def test_channel_statistics_and_broadcast_shifts_stay_float() -> None:
+    maps, shifts = torch.rand(2, 4, 5, 5), torch.rand(2, 4, 1, 1)
+    with rounded_to_int8():
+        found = maps + shifts, shifts + shifts.flip(0)
+    assert torch.equal(found[0], maps + shifts) and torch.equal(found[1], shifts + shifts.flip(0))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_and_linear_layers_on_tokens_are_rounded_and_trained(training: bool) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 6, 16)
+    attention, linear = nn.MultiheadAttention(16, 4, batch_first=True).train(training), nn.Linear(16, 8)
+    with rounded_to_int8():
+        attended = attention(tokens, tokens, tokens, need_weights=False)[0]
+        transformed = linear(tokens)
+    exact = attention(tokens, tokens, tokens, need_weights=False)[0]
+    for found, expected in ((attended, exact), (transformed, linear(tokens))):
+        assert not torch.equal(found, expected)
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=0.05)
+    (attended.square().sum() + transformed.square().sum()).backward()  # type: ignore[no-untyped-call]
+    for parameter in (attention.in_proj_weight, attention.out_proj.weight, linear.weight, linear.bias):
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0.0

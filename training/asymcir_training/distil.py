@@ -13,7 +13,7 @@ P phrases, R patches.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -252,7 +252,8 @@ def distil(
     mixing = nullcontext() if light is None else mixed_styles(light.backbone, config.mix_after, config.mix_share)
     with mixing:
         summary = run_steps(
-            loop,
+            # Weights that were never rounded do not compete with those that were.
+            replace(loop, best_from=rounded_from if config.int8_share else 0),
             identity=identity,
             parts={"student": student, **optimisation.parts()},
             step=step,

@@ -1,12 +1,15 @@
 """Training through 8-bit rounding, so that the static int8 export finds weights that have learnt to live with it.
 
-Within `rounded_to_int8` an encoder computes what ONNX Runtime's int8 graph computes, up to where ranges come from:
-weights have a scale per output channel, symmetric about zero; activations have one per tensor, from the least and the
-greatest value of the batch at hand, where the export takes them from calibration pictures. What the export leaves in
-float stays float here: the convolution on pixels, a depthwise one straight behind it, and sums of vectors. A layer's
-output is rounded where the next one reads it, behind norm and activation function; a layer with a bias of its own, as
-those of the token learner, has no norm behind it, and its output is rounded at once. Gradients pass the rounding as if
-it were not there (straight-through).
+Within `rounded_to_int8` an encoder computes about what ONNX Runtime's int8 graph computes: weights have a scale per
+output channel, symmetric about zero; activations have one per tensor. What the export leaves in float stays float: the
+convolution on pixels, a depthwise one straight behind it, and sums of vectors. A convolution's output is rounded where
+the next layer reads it, behind norm and activation function; one with a bias of its own, as those of the token learner,
+has no norm behind it, and its output is rounded at once. Gradients pass the rounding as if it were not there
+(straight-through).
+
+What differs: ranges come from the batch at hand, the export's from calibration pictures; the export equalises channels
+first and corrects biases, so it rounds a little less; it also rounds before a ReLU or SiLU (not before a ReLU6), and
+between the parts of an attention, of which only what goes into the self-attention and the weights are rounded here.
 
 A batch norm that follows a convolution is folded into it by the export; that scales an output channel as a whole, and
 such a channel's weights round alike before and after.
@@ -14,6 +17,7 @@ such a channel's weights round alike before and after.
 Source: Jacob et al., Quantization and Training of Neural Networks, CVPR 2018 (arXiv:1712.05877).
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +30,8 @@ from torch.overrides import TorchFunctionMode
 _WEIGHT_MAX, _ACTIVATION_MAX = 127, 255
 _LEAST_RANGE = 1e-8
 _FEATURE_MAP_RANK = 4
-_SUMS = (torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__)
+_SUMS = (torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__iadd__)  # add_ must write where it reads
+_ATTENTION = inspect.signature(functional.multi_head_attention_forward)
 
 
 @contextmanager
@@ -77,20 +82,53 @@ class _Rounding(TorchFunctionMode):
         """Run one operator."""
         del types
         kwargs = dict(kwargs or {})
-        if func in (functional.conv2d, functional.linear) and not self._is_first(func, args[1]):
-            bias = args[2] if len(args) > 2 else kwargs.get("bias")
-            output: Tensor = func(round_activation(args[0]), round_weight(args[1]), *args[2:], **kwargs)
-            return output if bias is None else round_activation(output)
-        if func in _SUMS and all(isinstance(value, Tensor) and value.ndim == _FEATURE_MAP_RANK for value in args):
+        if func is functional.conv2d:
+            return self._convolve(*args, **kwargs)
+        if func is functional.linear:
+            return _transform(*args, **kwargs)
+        if func is functional.multi_head_attention_forward:
+            return func(**_round_attention(_ATTENTION.bind(*args, **kwargs).arguments))
+        if func in _SUMS and len(args) == 2 and _are_maps(*args):
             args = tuple(round_activation(value) for value in args)
         return func(*args, **kwargs)
 
-    def _is_first(self, func: Callable[..., Any], weight: Tensor) -> bool:
+    def _convolve(
+        self, inputs: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        if self._is_first(weight):
+            return functional.conv2d(inputs, weight, bias, *args, **kwargs)
+        output = functional.conv2d(round_activation(inputs), round_weight(weight), bias, *args, **kwargs)
+        return output if bias is None else round_activation(output)
+
+    def _is_first(self, weight: Tensor) -> bool:
         """Tell the convolution on pixels, and depthwise ones before any other."""
-        if func is functional.linear:
-            return False
         depthwise = weight.shape[1] == 1
         first = self._convolutions == 0 or (self._convolutions == 1 and depthwise)
         if not (first and depthwise):
             self._convolutions += 1
         return first
+
+
+def _transform(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Apply a linear layer: on vectors its bias belongs to it (Gemm), on tokens it is added afterwards, in float."""
+    inputs, weight = round_activation(inputs), round_weight(weight)
+    if inputs.ndim == 2 or bias is None:
+        return round_activation(functional.linear(inputs, weight, bias))
+    return round_activation(functional.linear(inputs, weight)) + bias
+
+
+def _round_attention(given: dict[str, Any]) -> dict[str, Any]:
+    """Round what the export rounds: the output's weights, and the input's where one product makes all three of it."""
+    changed = {"out_proj_weight": round_weight(given["out_proj_weight"])}
+    if given["query"] is given["key"] and given["in_proj_weight"] is not None:
+        rounded = round_activation(given["query"])
+        changed |= {"query": rounded, "key": rounded, "value": rounded}
+        changed["in_proj_weight"] = round_weight(given["in_proj_weight"])
+    return given | changed
+
+
+def _are_maps(*values: Any) -> bool:
+    """Tell feature maps of one shape; what scales or shifts channels, MixStyle's statistics, is [b, c, 1, 1]."""
+    if not all(isinstance(value, Tensor) and value.ndim == _FEATURE_MAP_RANK for value in values):
+        return False
+    return len({value.shape for value in values}) == 1 and values[0].shape[-1] > 1

@@ -163,8 +163,8 @@ class DistilRun:
 
     def __post_init__(self) -> None:
         if self.validation.triplets is None:
-            _refuse_idle("run.validate_every", self.run.validate_every, "set validation.triplets")
-            _refuse_idle("validation.gallery", self.validation.gallery, "set validation.triplets")
+            _refuse_idle("run.validate_every", self.run.validate_every, "validation.triplets is not set")
+            _refuse_idle("validation.gallery", self.validation.gallery, "validation.triplets is not set")
         if self.student.symmetric:
             for name in ("frozen", "mix_after", "int8_share"):
                 why = "a symmetric student has no backbone of its own"
@@ -179,7 +179,10 @@ class TripletSection:
     format: Annotated[Format, "auto, jsonl, cirr, lasco, llavasco or sketchy"] = "auto"
     images: Annotated[Path | None, "folder that the list's pictures are in"] = None
     limit: Annotated[int, "take this many; 0: all"] = 0
-    step: Annotated[int, "with limit, every step-th from the first on (LlavaSCo's 5,000: 70); 0: drawn by the seed"] = 0
+    step: Annotated[
+        int,
+        "every step-th from the first on (LlavaSCo's 5,000: 70); 0: all, or as many as limit says, drawn by the seed",
+    ] = 0
     system: Annotated[
         Literal["light", "transagg"], "light: composed by `light`; transagg: UNION's own query fusion, trained here"
     ] = "light"
@@ -202,16 +205,16 @@ class UnionRun:
         if self.triplets.system == "light" and self.triplets.light is None:
             raise ConfigError("triplets.light is missing: the light-encoder checkpoint that asks the queries")
         _refuse_idle("run.validate_every", self.run.validate_every, "the UNION head has no validation")
-        if not self.triplets.limit:
-            _refuse_idle("triplets.step", self.triplets.step, "set triplets.limit")
         if self.triplets.system == "transagg":
             _refuse_idle("triplets.light", self.triplets.light, "transagg asks the queries itself")
-            _refuse_idle("[union]", self.union != UnionConfig(), "transagg reads [transagg]")
+            _refuse_idle(
+                "[union]", self.union != UnionConfig(), "transagg reads [transagg]: set transagg.batch and the like"
+            )
         else:
-            _refuse_idle("[transagg]", self.transagg != TransAggConfig(), 'set triplets.system to "transagg"')
+            _refuse_idle("[transagg]", self.transagg != TransAggConfig(), 'triplets.system is not "transagg"')
 
 
 def _refuse_idle(key: str, value: object, why: str) -> None:
     """Refuse a key that was set and would do nothing: whoever set it expects something of it."""
     if value:
-        raise ConfigError(f"{key} does nothing here: {why}, or leave it away")
+        raise ConfigError(f"{key} does nothing here ({why}): leave it away")
