@@ -75,8 +75,8 @@ MAX_RECALL_LOSS = 0.005
 """Of R@10 of composed queries, a share of all queries."""
 
 COREML_PICTURES, COREML_QUERIES = 64, 1000
-"""Pictures compared and searched with, at most; operator by operator a picture takes up to a tenth of a second. With 200
-of the demo's, two queries that fell out of the top ten were more than MAX_RECALL_LOSS."""
+"""Pictures compared and searched with, at most; operator by operator a picture takes up to a tenth of a second. Of the
+demo's 200 were too few: two queries that fell out of the top ten made more than MAX_RECALL_LOSS."""
 
 REPORT_FILE = "report.html"
 _WARM_UP, _REPEATS = 5, 30
