@@ -40,9 +40,9 @@ MIN_ELEMENTS = 2048
 With the first three of a trained EfficientNet-Lite0 (1,664 elements) in int8 too, its tokens' error doubled.
 """
 
-MIN_ELEMENTS_6_BIT = 32768
-"""The same for tables of 64 values, which are coarse: the demo's light encoder at 6 bits had an error to spread of .159
-with MIN_ELEMENTS and 3.6 MB, .102 with this and 3.9 MB (8 bits: 4.6 MB)."""
+SMALL_SHARE = 0.06
+"""Tables of 64 values are coarse: at 6 bits the smallest weights stay fp16, up to this share of all elements. Without
+that the demo's light encoder had an error to spread of .159 and 3.6 MB, with it .102 and 3.9 MB (8 bits: 4.7 MB)."""
 
 _CLIPS = ("clip", "relu", "relu6")
 
@@ -107,14 +107,22 @@ def _linear8(package: Path, _: Sequence[NDArray[np.uint8]]) -> Any:
     return _quantize_weights(_load(package))
 
 
-def _palettize(bits: int, least: int) -> Callable[[Path, Sequence[NDArray[np.uint8]]], Any]:
+def _palettize(bits: int, small_share: float = 0.0) -> Callable[[Path, Sequence[NDArray[np.uint8]]], Any]:
     def compress(package: Path, _: Sequence[NDArray[np.uint8]]) -> Any:
         from coremltools.optimize import coreml as optimize
 
+        least = max(MIN_ELEMENTS, _find_small(read_program(package), small_share))
         config = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=least)
         return optimize.palettize_weights(_load(package), optimize.OptimizationConfig(config))
 
     return compress
+
+
+def _find_small(program: MilProgram, share: float) -> int:
+    """Find how many elements the smallest weight has that is not among the first `share` of all, smallest first."""
+    sizes = sorted(np.size(value) for value in program.constants.values() if not isinstance(value, str))
+    passed = np.cumsum(sizes) > share * sum(sizes)
+    return int(sizes[int(passed.argmax())])
 
 
 def _w8a8(package: Path, pictures: Sequence[NDArray[np.uint8]]) -> Any:
@@ -164,7 +172,7 @@ def _saturate(program: MilProgram, ranges: Mapping[str, tuple[float, float]]) ->
 
 _COMPRESSORS: Mapping[str, Callable[[Path, Sequence[NDArray[np.uint8]]], Any]] = {
     "linear8": _linear8,
-    "palettized8": _palettize(8, MIN_ELEMENTS),
-    "palettized6": _palettize(6, MIN_ELEMENTS_6_BIT),
+    "palettized8": _palettize(8),
+    "palettized6": _palettize(6, SMALL_SHARE),
     "w8a8": _w8a8,
 }
