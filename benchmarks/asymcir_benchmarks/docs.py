@@ -21,7 +21,7 @@ from asymcir_benchmarks.markdown import describe_source, make_table
 from asymcir_benchmarks.protocol import SKETCH_METHODS, TARGETS
 from asymcir_benchmarks.server_tables import lay_out_server_answers, lay_out_server_sizes
 from asymcir_benchmarks.tables import SKETCH_FIGURES, TARGET_FIGURES
-from asymcir_benchmarks.training_tables import lay_out_training, lay_out_training_millions
+from asymcir_benchmarks.training_tables import lay_out_training_millions
 
 PAGES = (Path("README.md"), Path("demo/README.md"))
 OPTIONAL_PAGES = (
@@ -216,7 +216,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "arm-selftest": ("arm-selftest.json", lay_out_selftest),
     "server-sizes": ("server-sizes.json", lay_out_server_sizes),
     "server-answers": ("server-sizes.json", lay_out_server_answers),
-    "training": ("training.json", lay_out_training),
+    "training": ("training.json", _recipe),
     "training-millions": ("training.json", lay_out_training_millions),
     "emojicir-goals": ("emojicir.json", _emojicir_goals),
     "emojicir-sketches": ("emojicir.json", _emojicir_sketches),

@@ -1,4 +1,4 @@
-"""Lay out the training figures for the pages: what was measured, and what it makes of a million pictures."""
+"""Lay out for the pages what the training figures make of a million pictures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,6 @@ from asymcir_benchmarks.markdown import describe_source, make_table
 _MILLION = 1_000_000
 _RATES = {"teacher cache, pictures/s": "teacher cache", "cached distillation, pictures/s": "distillation, an epoch"}
 """Figure -> the stage that it is the rate of."""
-
-
-def lay_out_training(record: Mapping[str, Any]) -> str:
-    """Lay out every figure that was measured."""
-    rows = [["figure", "value"], *([key, f"{value:,.4g}"] for key, value in record["figures"].items())]
-    return make_table(rows) + f"\n\n{describe_source(record)}"
 
 
 def lay_out_training_millions(record: Mapping[str, Any]) -> str:

@@ -115,8 +115,12 @@ def test_a_key_that_would_do_nothing_is_refused(stage: tuple[type, list[str]], i
 
 
 def test_the_same_keys_are_taken_where_they_work() -> None:
-    load_config(FOUNDATION[0], None, FOUNDATION[1])
+    assert load_config(FOUNDATION[0], None, FOUNDATION[1]).start.name == "ViT-B-32"
     validated = ["validation.triplets=t", "run.validate_every=5", "validation.gallery=['g']", "distil.frozen=['a']"]
-    load_config(DISTIL[0], None, [*DISTIL[1], *validated, "data.cache=c", "distil.int8_share=0.5"])
-    load_config(UNION[0], None, [*UNION[1], "triplets.light=l", "triplets.limit=9", "triplets.step=7", "union.batch=7"])
-    load_config(UNION[0], None, [*UNION[1], "triplets.system=transagg", "transagg.batch=7"])
+    distil = load_config(DISTIL[0], None, [*DISTIL[1], *validated, "data.cache=c", "distil.int8_share=0.5"])
+    assert (distil.run.validate_every, distil.data.cache, distil.distil.int8_share) == (5, Path("c"), 0.5)
+    asked = ["triplets.light=l", "triplets.limit=9", "triplets.step=7", "union.batch=7"]
+    union = load_config(UNION[0], None, [*UNION[1], *asked])
+    assert (union.triplets.step, union.union.batch) == (7, 7)
+    fused = load_config(UNION[0], None, [*UNION[1], "triplets.system=transagg", "transagg.batch=7"])
+    assert fused.transagg.batch == 7

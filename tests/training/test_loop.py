@@ -280,7 +280,8 @@ def share_a_run(processes: Processes, folder: Path) -> dict[str, Any]:
 
     waits = {"figures_of": lambda number, figures: figures | {"waited_s": 0.05 * processes.rank}}
     # The same steps alone, here: other processes may compute with more threads, which sum in another order.
-    _, said["alone"] = train(folder / f"alone-{processes.rank}")
+    summary, said["alone"] = train(folder / f"alone-{processes.rank}")
+    said["steps"] = summary.steps
     end_by("signal", before_step=signal_the_second)
     end_by("nan", figures_of=spoil_the_second, describe=lambda number: {"step": number})
     end_by("full", before_step=fill_the_disk, steps=15)
@@ -305,6 +306,7 @@ def test_what_ends_one_process_ends_both_at_the_same_step(two: tuple[list[dict[s
     assert json.loads((folder / "nan" / "bad-batch.json").read_text())["ranks"] == [1]
     for rank, found in enumerate(said):
         _assert_equal(found["signal"], found["alone"])
+        assert found["steps"] == STEPS
         assert _curve(folder / "signal") == _curve(folder / f"alone-{rank}")
     shares = [line["wait_share"] for line in read_log(folder / "signal" / LOG_FILE) if "wait_share" in line]
     assert len(shares) == STEPS - 13 and min(shares) > 0.0  # it is the other process that waits

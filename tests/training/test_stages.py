@@ -137,7 +137,7 @@ def test_distillation_validates_averages_and_saves_what_it_validated(
     assert len(steps) == 4 and len(measured) == 2 and all(set(found) == {"R@1", "R@5", "R@10"} for found in measured)
     assert {"gcd", "lar", "identity", "consistency", "norm"} <= steps[0].keys()
     quarantine = [path.read_text() for path in config.run.work_folder.rglob("quarantine.jsonl")]
-    assert ["broken.png" in text for text in quarantine].count(True) == 1
+    assert ["broken.png" in text for text in quarantine if text] == [True]  # the validation's own is empty
     assert (config.run.work_folder / "distil" / "curves.png").stat().st_size > 1000
 
 

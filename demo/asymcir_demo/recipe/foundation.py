@@ -27,6 +27,7 @@ from asymcir_demo.recipe.render import load_style
 
 BACKBONE = "tf_efficientnet_lite0"
 SIZE = 128
+EXECUTION = Execution(workers=1)  # augments while the trainer computes
 KEYWORDS_PER_CONCEPT = 3
 ALIGNMENT = AlignConfig(
     frozen=("conv_stem", "bn1", "blocks.0", "blocks.1"),
@@ -140,7 +141,7 @@ def align(
         wordings=Wordings(embeddings, [len(row) for row in texts]),
         config=config,
         loop=LoopConfig(folder=work, steps=steps, seed=seed),
-        execution=Execution(workers=1),  # augments while the trainer computes
+        execution=EXECUTION,
     )
     foundation.model.logit_scale.data.fill_(float(np.log(scale)))
     save_weights(foundation.model, folder)

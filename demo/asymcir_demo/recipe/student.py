@@ -14,7 +14,6 @@ from asymcir_benchmarks import derive_triplets
 from asymcir_training import Foundation, LightEncoder, load_foundation, load_light_encoder, save_light_encoder
 from asymcir_training.distil import DistilConfig, distil
 from asymcir_training.embedding import embed_patches, embed_pictures
-from asymcir_training.execution import Execution
 from asymcir_training.light import imagenet_preprocessing
 from asymcir_training.loop import LoopConfig
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from asymcir_demo.recipe import FOUNDATION_NAME
 from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, TRAINED_STYLES, Concept
 from asymcir_demo.recipe.foundation import (
     BACKBONE,
+    EXECUTION,
     SIZE,
     plain_names,
     word_names,
@@ -32,7 +32,6 @@ from asymcir_demo.recipe.splits import drawn_alike
 
 DISTILLATION = DistilConfig(int8_share=0.25)
 """Losses chosen on the dev split; see training/RESULTS.md. The rounding is there for the int8 encoder."""
-EXECUTION = Execution(workers=1)  # augments while the trainer computes
 SENTENCE_LENGTH = 6
 TOKEN_LEARNER_WIDTH = 256
 PREPROCESSING = imagenet_preprocessing(SIZE)
