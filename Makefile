@@ -70,26 +70,26 @@ bench: $(DEV)/ready  ## Measure the demo's bundles; figures go to benchmarks/res
 	scripts/bench $(DEV)/bin
 
 bench-device: $(DEV)/ready  ## Write and time phone-class backbones beside MobileCLIP-S0's image tower (needs 3 GB of disk)
-	$(DEV)/bin/python -m asymcir_export.backbones --out benchmarks/device/work --pictures demo/assets/queries
-	$(DEV)/bin/python -m asymcir_export.peers --out benchmarks/device/work --pictures demo/assets/queries --vit-l14
-	$(DEV)/bin/python -m asymcir_benchmarks.device --models benchmarks/device/work \
+	$(DEV)/bin/python -m asymcir_benchmarks.device.write_backbones --out benchmarks/device/work --pictures demo/assets/queries
+	$(DEV)/bin/python -m asymcir_benchmarks.device.write_peers --out benchmarks/device/work --pictures demo/assets/queries --vit-l14
+	$(DEV)/bin/python -m asymcir_benchmarks.device.timing --models benchmarks/device/work \
 	  --vit-l14 benchmarks/device/work/vit-l14.onnx --out benchmarks/results/device.json
-	$(DEV)/bin/python -m asymcir_benchmarks.docs
+	$(DEV)/bin/python -m asymcir_benchmarks.pages.fill
 
 bench-arm: $(DEV)/ready  ## Count the instructions of a query on an emulated ARM machine (BUNDLE=FOLDER; needs qemu-user, debootstrap, gcc)
 	scripts/bench-arm $(DEV)/bin $(BUNDLE)
 
 bench-training: $(DEV)/ready  ## Time distillation with and without the teacher cache, and UNION (ten minutes)
-	$(DEV)/bin/python -m asymcir_benchmarks.training --out benchmarks/results/training.json
-	$(DEV)/bin/python -m asymcir_benchmarks.docs
+	$(DEV)/bin/python -m asymcir_benchmarks.costs.training --out benchmarks/results/training.json
+	$(DEV)/bin/python -m asymcir_benchmarks.pages.fill
 
 bench-server-sizes: $(DEV)/ready  ## Write and time server towers, ViT-B/32 to ViT-H/14 (needs demo-assets; 12 GB of disk, 10 GB of memory)
-	$(DEV)/bin/python -m asymcir_export.server_sizes --out benchmarks/server/work --pictures demo/assets/queries \
+	$(DEV)/bin/python -m asymcir_benchmarks.costs.server_bundles --out benchmarks/server/work --pictures demo/assets/queries \
 	  --foundation local-dir:demo/work/foundation --name demo --union demo/work/union-head --device demo/assets/device \
 	  --search-set demo/assets
-	$(DEV)/bin/python -m asymcir_benchmarks.server_sizes --models benchmarks/server/work \
+	$(DEV)/bin/python -m asymcir_benchmarks.costs.server_timing --models benchmarks/server/work \
 	  --out benchmarks/results/server-sizes.json
-	$(DEV)/bin/python -m asymcir_benchmarks.docs
+	$(DEV)/bin/python -m asymcir_benchmarks.pages.fill
 
 clean:  ## Remove the virtual environments and what the demo wrote
 	rm -rf $(DEV) $(DEMO) $(PROTO) demo/out

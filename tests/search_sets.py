@@ -11,7 +11,7 @@ _TRIPLETS = (("p0", "is red", "p3"), ("p1", "is blue", "p4"), ("p1", "is small",
 
 
 def write_search_set(folder: Path) -> Path:
-    """Write it, laid out as `asymcir_export.worth` reads it."""
+    """Write it, laid out as `asymcir_export.checks.search_set` reads it."""
     generator = np.random.default_rng(1)
     (folder / "gallery").mkdir(parents=True)
     (folder / "queries").mkdir()

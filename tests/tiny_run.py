@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from asymcir_training.loop import LoopConfig, RunSummary, run_steps
-from asymcir_training.run_log import LOG_FILE, read_log
-from asymcir_training.schedule import cosine_schedule, parameter_groups
+from asymcir_training.engine.schedule import cosine_schedule, parameter_groups
+from asymcir_training.runs.log import LOG_FILE, read_log
+from asymcir_training.runs.loop import run_steps
+from asymcir_training.runs.settings import LoopConfig, RunSummary
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from asymcir_protos import Preprocessing, write_manifest
-from asymcir_protos.manifest import SERVER_BUNDLE
+from asymcir_common import Preprocessing, write_manifest
+from asymcir_common.manifest import SERVER_BUNDLE
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from asymcir_training.devices import start_processes, stop_processes
+from asymcir_training.engine.processes import start_processes, stop_processes
 from torch.distributed import TCPStore
 
 WORLD = 2

@@ -1,7 +1,7 @@
 """Measuring: retrieval metrics, EmojiCIR triplets, and their evaluation through the exported bundles."""
 
-from asymcir_benchmarks.emojicir import Triplet, derive_triplets
-from asymcir_benchmarks.metrics import (
+from asymcir_benchmarks.emojicir.rules import Triplet, derive_triplets
+from asymcir_benchmarks.retrieval.metrics import (
     Estimate,
     average_precision,
     bootstrap_interval,

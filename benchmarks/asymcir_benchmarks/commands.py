@@ -75,11 +75,11 @@ def run_emojicir(args: argparse.Namespace) -> int:
     from asymcir_edge import DeviceBundle, QueryEncoder
     from asymcir_server import ServerBundle
 
-    from asymcir_benchmarks.cost import measure_cost
-    from asymcir_benchmarks.dataset import EmojiCir
-    from asymcir_benchmarks.protocol import build_galleries, evaluate_emojicir
+    from asymcir_benchmarks.device.onnx_cost import measure_cost
+    from asymcir_benchmarks.emojicir.dataset import EmojiCir
+    from asymcir_benchmarks.emojicir.protocol import build_galleries, evaluate_emojicir
+    from asymcir_benchmarks.pages.emojicir_tables import emojicir_figures, format_goals, format_split, goals_by_scope
     from asymcir_benchmarks.results import write_result
-    from asymcir_benchmarks.tables import emojicir_figures, format_goals, format_split, goals_by_scope
 
     splits = tuple(dict.fromkeys(args.split or PUBLISHED))
     dataset = EmojiCir.load(args.assets)
@@ -107,12 +107,12 @@ def run_emojicir(args: argparse.Namespace) -> int:
 
 def run_triplets(args: argparse.Namespace) -> int:
     """Evaluate a list of triplets, print, and write the figures."""
-    from asymcir_training.foundation import load_foundation
-    from asymcir_training.triplet_formats import read_triplets
+    from asymcir_training.foundation.model import load_foundation
+    from asymcir_training.triplets.formats import read_triplets
 
-    from asymcir_benchmarks.query_systems import QuerySystem
     from asymcir_benchmarks.results import write_result
-    from asymcir_benchmarks.triplet_eval import evaluate_triplets, format_report, load_head, report_figures
+    from asymcir_benchmarks.retrieval.query_systems import QuerySystem
+    from asymcir_benchmarks.retrieval.triplets import evaluate_triplets, format_report, load_head, report_figures
 
     triplets = read_triplets(args.triplets, format=args.format, images=args.images, limit=args.limit)
     foundation = load_foundation(args.foundation, args.pretrained).to(args.device)

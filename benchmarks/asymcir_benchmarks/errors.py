@@ -4,7 +4,7 @@ AsymcirError
 └── BenchmarkError           a data set, result or argument that cannot be measured with
 """
 
-from asymcir_protos import AsymcirError
+from asymcir_common import AsymcirError
 
 
 class BenchmarkError(AsymcirError):

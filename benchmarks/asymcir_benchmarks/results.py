@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from asymcir_protos.manifest import write_atomically
+from asymcir_common.files import write_atomically
 
 
 def write_result(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asymcir_benchmarks import Triplet
-from asymcir_benchmarks.evaluate import read_triplets
-from asymcir_benchmarks.rows import read_rows
+from asymcir_benchmarks.emojicir.evaluate import read_triplets
+from asymcir_benchmarks.emojicir.rows import read_rows
 
 from asymcir_demo.errors import DemoError
 

@@ -29,9 +29,9 @@ def register_demo(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 def run_demo(args: argparse.Namespace) -> int:
     """Run the demo."""
-    from asymcir_benchmarks.dataset import SUFFIX
+    from asymcir_benchmarks.emojicir.dataset import SUFFIX
+    from asymcir_benchmarks.pages.emojicir_tables import format_recalls, recall_figures
     from asymcir_benchmarks.results import write_result
-    from asymcir_benchmarks.tables import format_recalls, recall_figures
     from asymcir_edge import DeviceBundle, QueryEncoder, RetrievalClient
     from asymcir_server import ServerBundle
 

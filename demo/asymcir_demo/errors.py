@@ -4,7 +4,7 @@ AsymcirError
 └── DemoError                assets that are not there, or a server that does not come up
 """
 
-from asymcir_protos import AsymcirError
+from asymcir_common import AsymcirError
 
 
 class DemoError(AsymcirError):

@@ -10,9 +10,9 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from asymcir_benchmarks.catalogue import Catalogue
-from asymcir_benchmarks.dataset import SUFFIX
-from asymcir_benchmarks.evaluate import Evaluation, evaluate_pictures, evaluate_triplets
+from asymcir_benchmarks.emojicir.catalogue import Catalogue
+from asymcir_benchmarks.emojicir.dataset import SUFFIX
+from asymcir_benchmarks.emojicir.evaluate import Evaluation, evaluate_pictures, evaluate_triplets
 from asymcir_edge import QueryEncoder, RetrievalClient, SearchResult
 from asymcir_server import BuildReport, Gallery, ServerBundle, build_gallery
 from asymcir_server.gallery.build import Progress

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from asymcir_protos import AsymcirError
+from asymcir_common import AsymcirError
 
 _DISTRIBUTION = "asymcir"
 _GROUP = "asymcir.commands"
@@ -42,6 +42,7 @@ _SUMMARIES = {
 }
 _PACKAGES = (
     "asymcir_benchmarks",
+    "asymcir_common",
     "asymcir_demo",
     "asymcir_edge",
     "asymcir_export",

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from asymcir_protos import TokensError, pack_tokens, read_image
+from asymcir_common import TokensError, read_image
+from asymcir_protos import pack_tokens
 from asymcir_protos.tokens import TokenEncoding
 from numpy.typing import NDArray
 
 from asymcir_edge.errors import OutputError
 
 if TYPE_CHECKING:
-    from asymcir_edge.answers import SearchResult, ServerDescription
-    from asymcir_edge.encoder import QueryEncoder
-    from asymcir_edge.verdicts import EncoderReport, SelfTestReport
+    from asymcir_edge.device.encoder import QueryEncoder
+    from asymcir_edge.device.verdicts import EncoderReport, SelfTestReport
+    from asymcir_edge.remote.answers import SearchResult, ServerDescription
 
 _DEFAULT_TIMEOUT_S = 10.0
 
@@ -90,7 +91,7 @@ def register_describe(subparsers: Any) -> None:
 
 def register_selftest(subparsers: Any) -> None:
     """Add `asymcir selftest`."""
-    from asymcir_edge.selftest import DEFAULT_REPEATS
+    from asymcir_edge.device.selftest import DEFAULT_REPEATS
 
     parser = subparsers.add_parser(
         "selftest",
@@ -188,8 +189,8 @@ def _encode(args: argparse.Namespace) -> int:
 
 
 def _query(args: argparse.Namespace) -> int:
-    from asymcir_edge.bundle import DeviceBundle
-    from asymcir_edge.client import RetrievalClient
+    from asymcir_edge.device.bundle import DeviceBundle
+    from asymcir_edge.remote.client import RetrievalClient
 
     # The client first: a wrong address should not cost the time of an encoding.
     with RetrievalClient(args.server, timeout_s=args.timeout, token_encoding=args.encoding) as client:
@@ -230,7 +231,7 @@ def _query(args: argparse.Namespace) -> int:
 
 
 def _describe(args: argparse.Namespace) -> int:
-    from asymcir_edge.client import RetrievalClient
+    from asymcir_edge.remote.client import RetrievalClient
 
     with RetrievalClient(args.server, timeout_s=args.timeout) as client:
         description = client.describe()
@@ -242,8 +243,8 @@ def _describe(args: argparse.Namespace) -> int:
 
 
 def _selftest(args: argparse.Namespace) -> int:
-    from asymcir_edge.bundle import DeviceBundle
-    from asymcir_edge.selftest import run_selftest
+    from asymcir_edge.device.bundle import DeviceBundle
+    from asymcir_edge.device.selftest import run_selftest
 
     report = run_selftest(
         DeviceBundle.load(args.bundle),
@@ -259,8 +260,8 @@ def _selftest(args: argparse.Namespace) -> int:
 
 
 def _open_encoder(args: argparse.Namespace) -> "QueryEncoder":
-    from asymcir_edge.bundle import DeviceBundle
-    from asymcir_edge.encoder import QueryEncoder
+    from asymcir_edge.device.bundle import DeviceBundle
+    from asymcir_edge.device.encoder import QueryEncoder
 
     return QueryEncoder(DeviceBundle.load(args.bundle), precision=args.precision, threads=args.threads)
 

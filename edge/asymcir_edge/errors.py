@@ -12,7 +12,7 @@ AsymcirError (asymcir_protos)
     └── ServerFailedError      the server failed: its log says more
 """
 
-from asymcir_protos import AsymcirError
+from asymcir_common import AsymcirError
 
 
 class EncoderError(AsymcirError):

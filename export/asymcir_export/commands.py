@@ -96,9 +96,9 @@ def _parse_source(text: str) -> dict[str, str]:
 def _run_device(args: argparse.Namespace) -> int:
     from asymcir_training import load_foundation, load_light_encoder
 
-    from asymcir_export.bundles import export_device_bundle
+    from asymcir_export.bundles.device import export_device_bundle
+    from asymcir_export.bundles.variants import VARIANTS
     from asymcir_export.errors import ExportError
-    from asymcir_export.variants import VARIANTS
 
     encoder, metadata = load_light_encoder(args.checkpoint)
     missing = [key for key in ("word_space", "foundation") if not metadata.get(key)]
@@ -141,7 +141,7 @@ def _run_device(args: argparse.Namespace) -> int:
 def _run_server(args: argparse.Namespace) -> int:
     from asymcir_training import load_foundation, load_union_head
 
-    from asymcir_export.bundles import export_server_bundle
+    from asymcir_export.bundles.server import export_server_bundle
     from asymcir_export.errors import ExportError
 
     foundation = load_foundation(args.foundation, args.pretrained)

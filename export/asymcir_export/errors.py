@@ -9,7 +9,7 @@ AsymcirError                 asymcir_protos: one line that a user can act on
 Whatever is raised, no bundle is left behind.
 """
 
-from asymcir_protos import AsymcirError
+from asymcir_common import AsymcirError
 
 
 class ExportError(AsymcirError):

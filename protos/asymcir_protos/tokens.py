@@ -3,9 +3,9 @@
 from typing import Literal
 
 import numpy as np
+from asymcir_common.errors import TokensError
 from numpy.typing import NDArray
 
-from asymcir_protos.errors import TokensError
 from asymcir_protos.v1 import retrieval_pb2
 
 TokenEncoding = Literal["fp16", "int8"]

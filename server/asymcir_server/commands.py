@@ -86,7 +86,7 @@ def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 def run_gallery_build(args: argparse.Namespace) -> int:
     """Run `asymcir gallery build`."""
-    from asymcir_server.bundle import ServerBundle
+    from asymcir_server.encode.bundle import ServerBundle
     from asymcir_server.gallery import BuildConfig, build_gallery
     from asymcir_server.gallery.progress import ProgressLine
 
@@ -125,8 +125,8 @@ def run_gallery_info(args: argparse.Namespace) -> int:
 
 def run_serve(args: argparse.Namespace) -> int:
     """Run `asymcir serve`."""
-    from asymcir_server.lifecycle import RetrievalServer, ServerConfig, serve
-    from asymcir_server.service import ServiceLimits
+    from asymcir_server.serve.lifecycle import RetrievalServer, ServerConfig, serve
+    from asymcir_server.serve.service import ServiceLimits
 
     limits = ServiceLimits(concurrency=args.concurrency, max_in_flight=args.max_in_flight, max_top_k=args.max_top_k)
     config = ServerConfig(host=args.host, port=args.port, limits=limits, drain_timeout_s=args.drain_timeout)

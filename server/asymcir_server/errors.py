@@ -15,7 +15,7 @@ AsymcirError (asymcir_protos)
 Bundles and galleries that are missing or damaged raise `BundleError` of asymcir_protos.
 """
 
-from asymcir_protos import AsymcirError
+from asymcir_common import AsymcirError
 
 
 class ServerError(AsymcirError):

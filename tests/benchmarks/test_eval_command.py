@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asymcir_benchmarks import commands
-from asymcir_benchmarks.dataset import SPLITS, EmojiCir
-from asymcir_benchmarks.emojicir import Triplet
-from asymcir_benchmarks.evaluate import rank_triplets
+from asymcir_benchmarks.emojicir.dataset import SPLITS, EmojiCir
+from asymcir_benchmarks.emojicir.evaluate import rank_triplets
+from asymcir_benchmarks.emojicir.rules import Triplet
 from asymcir_edge.cli import main
 from asymcir_server import BuildConfig, Gallery, ServerBundle, build_gallery
 from PIL import Image

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asymcir_benchmarks.dataset import SPLITS, SUFFIX, EmojiCir
-from asymcir_benchmarks.emojicir import FAMILIES
-from asymcir_benchmarks.rows import read_rows
+from asymcir_benchmarks.emojicir.dataset import SPLITS, SUFFIX, EmojiCir
+from asymcir_benchmarks.emojicir.rows import read_rows
+from asymcir_benchmarks.emojicir.rules import FAMILIES
+from asymcir_common import read_image
 from asymcir_demo.assets import SHOWN_FAMILY, Assets
 from asymcir_demo.errors import DemoError
 from asymcir_demo.sheet import Row, draw_sheet
-from asymcir_protos import read_image
 
 ASSETS = Assets.find(Path(__file__).parents[2] / "demo" / "assets")
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asymcir_benchmarks.evaluate import METHODS, evaluate_triplets, read_triplets
-from asymcir_benchmarks.metrics import NOT_FOUND
-from asymcir_benchmarks.tables import format_recalls, recall_figures
+from asymcir_benchmarks.emojicir.evaluate import METHODS, evaluate_triplets, read_triplets
+from asymcir_benchmarks.pages.emojicir_tables import format_recalls, recall_figures
+from asymcir_benchmarks.retrieval.metrics import NOT_FOUND
+from asymcir_common import preprocess, read_image
 from asymcir_edge import DeviceBundle, QueryEncoder
-from asymcir_protos import preprocess, read_image
 from asymcir_server import Gallery, ServerBundle, TextEncoder, VisualEncoder
 from asymcir_server.gallery.snapshots import current_snapshot
 from numpy.typing import NDArray

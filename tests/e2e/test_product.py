@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asymcir_protos.manifest import MANIFEST_NAME
+from asymcir_common.manifest import MANIFEST_NAME
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import asymcir_edge
 import pytest
+from asymcir_common import AsymcirError
 from asymcir_edge.cli import main
-from asymcir_protos import AsymcirError
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -186,5 +186,5 @@ def test_exports() -> None:
         found: Any = getattr(asymcir_edge, name)
         assert found.__name__ == name
         assert found.__module__.startswith("asymcir_edge.")
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="No asymcir_edge attribute nothing"):
         _ = asymcir_edge.nothing

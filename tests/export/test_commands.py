@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asymcir_common import read_manifest
+from asymcir_common.manifest import DEVICE_BUNDLE, SERVER_BUNDLE
 from asymcir_edge.cli import main
-from asymcir_export import bundles
-from asymcir_protos import read_manifest
-from asymcir_protos.manifest import DEVICE_BUNDLE, SERVER_BUNDLE
-from asymcir_server.bundle import ServerBundle
-from asymcir_server.text_encoder import TextEncoder
+from asymcir_export.bundles import staging
+from asymcir_server.encode.bundle import ServerBundle
+from asymcir_server.encode.text_encoder import TextEncoder
 from asymcir_training import Foundation, LightEncoder, UnionHead, save_light_encoder, save_union_head
 from onnx import ModelProto, numpy_helper
 
@@ -43,7 +43,7 @@ def test_a_planted_fault_exits_with_an_error(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = bundles.store_lean
+    original = staging.store_lean
 
     def store_wrong(model: ModelProto, storage: str) -> ModelProto:
         lean = original(model, storage)
@@ -54,7 +54,7 @@ def test_a_planted_fault_exits_with_an_error(
                 tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
         return lean
 
-    monkeypatch.setattr(bundles, "store_lean", store_wrong)
+    monkeypatch.setattr(staging, "store_lean", store_wrong)
     out = tmp_path / "bundle"
     words = ["export", "device", str(checkpoint), "--out", str(out), "--pictures", str(pictures), "--no-coreml"]
     assert main(words) == 1

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from asymcir_protos import TokensError, pack_tokens, unpack_tokens
+from asymcir_common import TokensError
+from asymcir_protos import pack_tokens, unpack_tokens
 from asymcir_protos.v1 import retrieval_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -104,14 +104,15 @@ def register_train(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from asymcir_training import runs, stages
-    from asymcir_training.config import load_config, render_config
-    from asymcir_training.devices import stop_processes
+    from asymcir_training import stages
+    from asymcir_training.engine.processes import stop_processes
+    from asymcir_training.stages import sections
+    from asymcir_training.stages.config_files import load_config, render_config
 
     kinds: dict[str, tuple[type[Any], Callable[[Any], Path]]] = {
-        "foundation": (runs.FoundationRun, stages.train_foundation),
-        "distil": (runs.DistilRun, stages.train_distil),
-        "union": (runs.UnionRun, stages.train_union),
+        "foundation": (sections.FoundationRun, stages.train_foundation),
+        "distil": (sections.DistilRun, stages.train_distil),
+        "union": (sections.UnionRun, stages.train_union),
     }
     kind, train = kinds[args.stage]
     if args.print_config:

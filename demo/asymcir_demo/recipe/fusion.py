@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from asymcir_benchmarks import derive_triplets
 from asymcir_training import UnionHead, load_foundation, load_light_encoder, normalise_pixels, save_union_head
-from asymcir_training.embedding import embed_pictures
-from asymcir_training.loop import LoopConfig
-from asymcir_training.union_training import UnionConfig, train_union_head
+from asymcir_training.runs.settings import LoopConfig
+from asymcir_training.teacher.in_memory import embed_pictures
+from asymcir_training.trainers.union import UnionConfig, train_union_head
 
 from asymcir_demo.recipe import FOUNDATION_NAME
 from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, HELD_OUT_STYLE, Concept

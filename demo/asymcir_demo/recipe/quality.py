@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from asymcir_benchmarks import Triplet, derive_triplets
 from asymcir_training import Foundation, LightEncoder, normalise_pixels
-from asymcir_training.embedding import embed_pictures, embed_texts
+from asymcir_training.teacher.in_memory import embed_pictures, embed_texts
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional

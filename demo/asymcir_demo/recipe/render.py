@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from asymcir_protos import decode_image
+from asymcir_common import decode_image
 from numpy.typing import NDArray
 
 from asymcir_demo.recipe.concepts import Concept, load_svgs

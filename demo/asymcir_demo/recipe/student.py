@@ -12,21 +12,15 @@ import numpy as np
 import torch
 from asymcir_benchmarks import derive_triplets
 from asymcir_training import Foundation, LightEncoder, load_foundation, load_light_encoder, save_light_encoder
-from asymcir_training.distil import DistilConfig, distil
-from asymcir_training.embedding import embed_patches, embed_pictures
-from asymcir_training.light import imagenet_preprocessing
-from asymcir_training.loop import LoopConfig
+from asymcir_training.foundation.preprocessing import imagenet_preprocessing
+from asymcir_training.runs.settings import LoopConfig
+from asymcir_training.teacher.in_memory import embed_patches, embed_pictures
+from asymcir_training.trainers.distil import DistilConfig, distil
 from numpy.typing import NDArray
 
 from asymcir_demo.recipe import FOUNDATION_NAME
 from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, TRAINED_STYLES, Concept
-from asymcir_demo.recipe.foundation import (
-    BACKBONE,
-    EXECUTION,
-    SIZE,
-    plain_names,
-    word_names,
-)
+from asymcir_demo.recipe.foundation import BACKBONE, EXECUTION, SIZE, plain_names, word_names
 from asymcir_demo.recipe.render import load_style
 from asymcir_demo.recipe.splits import drawn_alike
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from asymcir_benchmarks import derive_triplets
-from asymcir_protos.manifest import write_atomically
+from asymcir_common.files import write_atomically
 from PIL import Image
 
 from asymcir_demo.recipe.concepts import GALLERY_STYLE, HELD_OUT_STYLE, TRAINED_STYLES, Concept, load_concepts

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from asymcir_protos import write_manifest
-from asymcir_protos.manifest import GALLERY, MANIFEST_NAME
+from asymcir_common import write_manifest
+from asymcir_common.manifest import GALLERY, MANIFEST_NAME
 from numpy.typing import NDArray
 
-from asymcir_server.bundle import ServerBundle
+from asymcir_server.encode.bundle import ServerBundle
+from asymcir_server.encode.targets import TargetEncoder
+from asymcir_server.encode.vectors import usable_rows
+from asymcir_server.encode.visual import VisualEncoder
 from asymcir_server.errors import GalleryBuildError
 from asymcir_server.gallery.decode import decode_batches
 from asymcir_server.gallery.index import INDEX_KIND, MIN_RECALL, ReadOnlyIndex, measure_recall, write_index
@@ -27,9 +30,6 @@ from asymcir_server.gallery.metadata import MetadataWriter
 from asymcir_server.gallery.snapshots import current_snapshot, lock_gallery, new_snapshot, publish
 from asymcir_server.gallery.sources import Rejected, Source, open_source
 from asymcir_server.gallery.vectors_file import VectorWriter
-from asymcir_server.targets import TargetEncoder
-from asymcir_server.vectors import usable_rows
-from asymcir_server.visual import VisualEncoder
 
 VECTORS_NAME = "vectors.npy"
 INDEX_NAME = "index.faiss"

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
-from asymcir_protos import ImageError, Preprocessing, decode_image, preprocess
+from asymcir_common import ImageError, Preprocessing, decode_image, preprocess
 from numpy.typing import NDArray
 from PIL import Image
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-from asymcir_protos import BundleError
+from asymcir_common import BundleError
 from numpy.typing import NDArray
 
 INDEX_KIND = "flat-ip"

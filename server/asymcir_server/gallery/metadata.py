@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asymcir_protos import BundleError
+from asymcir_common import BundleError
 
 _CHUNK = 500  # bound variables per statement; old SQLite builds allow 999
 

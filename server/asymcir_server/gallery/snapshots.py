@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from asymcir_protos import BundleError
-from asymcir_protos.manifest import write_atomically
+from asymcir_common import BundleError
+from asymcir_common.files import write_atomically
 
 from asymcir_server.errors import GalleryBuildError
 

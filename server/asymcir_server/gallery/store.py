@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from asymcir_protos import BundleError, read_manifest
-from asymcir_protos.manifest import GALLERY
+from asymcir_common import BundleError, read_manifest
+from asymcir_common.manifest import GALLERY
 from numpy.typing import NDArray
 
 from asymcir_server.errors import RequestError, SpaceMismatchError

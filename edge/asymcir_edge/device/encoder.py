@@ -1,0 +1,145 @@
+"""A picture to its sentence tokens, on the device, with ONNX Runtime."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from asymcir_common import ImageError, read_image
+from numpy.typing import NDArray
+
+from asymcir_edge.device.bundle import DeviceBundle
+from asymcir_edge.errors import EncoderError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+INPUT_NAME = "pixels"
+OUTPUT_NAME = "sentence_tokens"
+MAX_ASPECT_RATIO = 50
+"""A graph may resize the whole picture before it crops; a longer strip would then need gigabytes."""
+
+_LOG_FATAL = 4  # what ONNX Runtime would log as an error comes as an exception too
+
+
+class QueryEncoder:
+    """The light encoder and token learner of a device bundle.
+
+    Thread-safe: calls may run at the same time.
+    """
+
+    def __init__(self, bundle: DeviceBundle, *, precision: str | None = None, threads: int = 1) -> None:
+        """Open an encoder of the bundle and check its graph against the manifest.
+
+        Args:
+            bundle: verified.
+            precision: one of `bundle.encoders`; None for the bundle's default.
+            threads: that one picture is encoded with.
+
+        Raises:
+            BundleError: the bundle has no encoder of that precision.
+            EncoderError: ONNX Runtime cannot open it, or its inputs and outputs are not what the manifest says.
+        """
+        if threads < 1:
+            raise EncoderError(f"expected 1 or more threads, got {threads}")
+        self.bundle = bundle
+        self.precision = bundle.default_encoder if precision is None else precision
+        path = bundle.encoder_path(self.precision)
+        computes_in_float = self.precision == "fp32" and bundle.weight_storage == "int8"
+        self._session = open_session(path, threads=threads, float_compute=computes_in_float)
+        _check_graph(self._session, path, [bundle.sentence_length, bundle.word_width])
+
+    @property
+    def provider(self) -> str:
+        """The ONNX Runtime execution provider that computes, such as "CPUExecutionProvider"."""
+        return str(self._session.get_providers()[0])
+
+    def encode_file(self, path: Path) -> NDArray[np.float32]:
+        """Encode a picture file; see `encode_image`.
+
+        Raises:
+            ImageError: the file is not a picture that can be used.
+            EncoderError: the encoder failed.
+        """
+        return self.encode_image(read_image(path))
+
+    def encode_image(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Encode one picture to its sentence tokens.
+
+        Args:
+            pixels: [h, w, 3], RGB, any size; resized and normalised inside the graph.
+
+        Returns:
+            [L, D], float32, in the word-embedding space that `bundle.word_space` names.
+
+        Raises:
+            ImageError: pixels is not [h, w, 3] uint8, or longer than MAX_ASPECT_RATIO times its width or height.
+            EncoderError: the encoder failed.
+
+        Source: ISA, arXiv:2403.01431, section 3.
+        """
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
+            raise ImageError(f"expected pixels [h, w, 3] uint8, got {list(pixels.shape)} {pixels.dtype}")
+        height, width = pixels.shape[:2]
+        if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+            raise ImageError(
+                f"a picture of {width}x{height} is too long and thin: expected an aspect ratio of at most "
+                f"{MAX_ASPECT_RATIO}; crop it first"
+            )
+        try:
+            (tokens,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: np.ascontiguousarray(pixels)})
+        except Exception as exc:  # ONNX Runtime's errors have no common base
+            raise EncoderError(f"the encoder failed on a picture of {width}x{height}: {_first_line(exc)}") from exc
+        expected = (self.bundle.sentence_length, self.bundle.word_width)
+        if tokens.shape != expected or not np.isfinite(tokens).all():
+            raise EncoderError(
+                f"expected finite sentence tokens {list(expected)}, got {list(tokens.shape)}: export again"
+            )
+        result: NDArray[np.float32] = tokens
+        return result
+
+
+def open_session(path: Path, *, threads: int, float_compute: bool) -> "onnxruntime.InferenceSession":
+    """Open an encoder as the device does.
+
+    Args:
+        path: ONNX, or ONNX Runtime's own format.
+        threads: that one picture is encoded with.
+        float_compute: fold weights that are stored as int8 to float32, once, at load.
+
+    Raises:
+        EncoderError: ONNX Runtime cannot open it.
+    """
+    import onnxruntime  # here, so that the command's help does not wait for it
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _LOG_FATAL
+    if float_compute:
+        # Weights stored as int8 are then made float once, at load, instead of at every run or in quantised kernels.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # ONNX Runtime's errors have no common base
+        raise EncoderError(f"ONNX Runtime {onnxruntime.__version__} cannot open {path}: {_first_line(exc)}") from exc
+
+
+def _check_graph(session: "onnxruntime.InferenceSession", path: Path, tokens_shape: list[int]) -> None:
+    inputs = [(node.name, node.type, _fixed(node.shape)) for node in session.get_inputs()]
+    outputs = [(node.name, node.type, _fixed(node.shape)) for node in session.get_outputs()]
+    expected_inputs = [(INPUT_NAME, "tensor(uint8)", [None, None, 3])]
+    if inputs != expected_inputs:
+        raise EncoderError(f"{path}: expected the graph inputs {expected_inputs}, got {inputs}: export again")
+    expected_outputs = [(OUTPUT_NAME, "tensor(float)", tokens_shape)]
+    if outputs != expected_outputs:
+        raise EncoderError(f"{path}: expected the graph outputs {expected_outputs}, got {outputs}: export again")
+
+
+def _fixed(shape: list[int | str | None]) -> list[int | None]:
+    """Return a graph's shape with None for each size that is only known at run time."""
+    return [size if isinstance(size, int) else None for size in shape]
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__

@@ -1,0 +1,21 @@
+"""The client of a retrieval server: calls, answers and errors."""
+
+from asymcir_edge.remote.answers import (
+    GalleryDescription,
+    SearchHit,
+    SearchResult,
+    SearchTiming,
+    ServerDescription,
+    ServerLimits,
+)
+from asymcir_edge.remote.client import RetrievalClient
+
+__all__ = [
+    "GalleryDescription",
+    "RetrievalClient",
+    "SearchHit",
+    "SearchResult",
+    "SearchTiming",
+    "ServerDescription",
+    "ServerLimits",
+]

@@ -1,0 +1,116 @@
+"""The device bundle: the light encoder in every precision and format, compared with the original, with golden pictures.
+
+Notation: L sentence tokens, D word-embedding width, S picture side.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from asymcir_common import Manifest, write_manifest
+from asymcir_common.manifest import DEVICE_BUNDLE
+from asymcir_training import LightEncoder
+
+from asymcir_export.bundles.golden import find_pictures, write_golden
+from asymcir_export.bundles.staging import Sources, staged, write_graph
+from asymcir_export.bundles.variants import VARIANTS, Source, check_variants, describe_variants, split_pictures
+from asymcir_export.checks.parity import check_device_parity, encode_original, load_pictures
+from asymcir_export.checks.search_set import SearchSet
+from asymcir_export.errors import ExportError
+from asymcir_export.graphs.device_graph import build_network_graph, join_preprocessing
+from asymcir_export.graphs.weight_storage import WeightStorage
+
+ENCODER_FILE = "encoder.onnx"
+DEVICE_PICTURES = 384
+"""Taken from the folder for a device bundle: two thirds to compare on, one third to calibrate int8 on."""
+DEVICE_STORAGES: tuple[WeightStorage, ...] = ("fp32", "fp16", "int8")
+_LOG = logging.getLogger(__name__)
+
+
+def export_device_bundle(
+    encoder: LightEncoder,
+    out: Path,
+    *,
+    word_space: str,
+    foundation: str,
+    pictures: Path,
+    storage: WeightStorage = "fp32",
+    variants: Sequence[str] = VARIANTS,
+    server: Path | None = None,
+    search_set: Path | None = None,
+    sources: Sources = (),
+    force: bool = False,
+) -> Manifest:
+    """Write a device bundle.
+
+    A variant that fails its gate is left out, and the manifest (`variants`) and `report.html` say why.
+
+    Args:
+        encoder: the trained light encoder.
+        out: the bundle; must not exist, unless `force`.
+        word_space: of the foundation that it was trained against.
+        foundation: that foundation's name, for people.
+        pictures: a folder of pictures to compare on; a few of them go into the bundle as golden ones.
+        storage: how `encoder.onnx` keeps its weights: "fp32", "fp16" or "int8".
+        variants: further precisions and formats, of VARIANTS; see variants.py.
+        server: a server bundle of the same foundation, to search with.
+        search_set: queries and gallery to measure R@10 with (see checks/search_set.py); needs `server`.
+        sources: where the weights came from; `name`, `licence` and `url` each.
+        force: replace an existing bundle.
+
+    Raises:
+        ExportError: the output exists, or a part cannot be exported.
+        ParityError: the exported encoder is not the one it was made from.
+    """
+    if storage not in DEVICE_STORAGES:
+        raise ExportError(f"expected the device encoder's storage as one of {list(DEVICE_STORAGES)}, got {storage!r}")
+    check_variants(variants)
+    encoder = encoder.eval()
+    compared, calibration = split_pictures(load_pictures(pictures, limit=DEVICE_PICTURES))
+    queries = None if search_set is None else _open_search_set(search_set, server, word_space)
+    with staged(out, force=force) as folder:
+        size = encoder.preprocessing.size
+        network = build_network_graph(encoder, torch.zeros(1, 3, size, size))
+        write_graph(join_preprocessing(network, encoder.preprocessing), folder / ENCODER_FILE, storage)
+        properties: dict[str, Any] = {
+            "word_space": word_space,
+            "sentence_length": encoder.sentence_length,
+            "word_width": encoder.word_width,
+            "preprocessing": encoder.preprocessing.to_json(),
+            "encoders": {"fp32": ENCODER_FILE},
+            "default_encoder": "fp32",
+            "weight_storage": storage,
+            "foundation": foundation,
+        }
+        write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources)
+        _LOG.info("comparing with the original on %d pictures", len(compared))
+        parity = check_device_parity(folder, encoder, compared, storage=storage)
+        if variants:
+            source = Source(
+                encoder=encoder,
+                network=network,
+                compared=compared,
+                expected=encode_original(encoder, compared),
+                calibration=calibration,
+                search_set=queries,
+                original=None if queries is None else queries.search(encode_original(encoder, queries.pictures)),
+            )
+            title = f"{out.name}: {foundation}"
+            properties |= describe_variants(folder, source, variants, storage=storage, title=title)
+            write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources)
+        properties["golden"] = write_golden(folder, encoder, find_pictures(pictures))
+        return write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources, parity=parity)
+
+
+def _open_search_set(folder: Path, server: Path | None, word_space: str) -> SearchSet:
+    if server is None:
+        raise ExportError(f"the search set {folder} needs a server bundle to search with: pass one (--server)")
+    found = SearchSet(folder, server)
+    if found.word_space != word_space:
+        raise ExportError(
+            f"the server bundle {server} is of word_space {found.word_space[:12]}, the encoder of {word_space[:12]}: "
+            "pass a server bundle that was exported from the encoder's foundation"
+        )
+    return found

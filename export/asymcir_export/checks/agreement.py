@@ -1,0 +1,80 @@
+"""How nearly an exported model answers as its original does: the comparison of two sets of vectors.
+
+Notation: width, the length of one vector (a sentence token's D, an embedding's E).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from asymcir_edge.device.golden import token_cosines
+from numpy.typing import NDArray
+
+from asymcir_export.errors import ParityError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Thresholds:
+    """What a comparison has to meet.
+
+    Attributes:
+        cosine_min: least cosine that any one vector may have with its original.
+        cosine_mean: least mean cosine.
+        error_to_spread: most root mean square error, over the root mean square distance of the originals from their
+            mean. What all outputs have in common can hide a fault from the cosine.
+    """
+
+    cosine_min: float
+    cosine_mean: float
+    error_to_spread: float
+
+
+def check_agreement(
+    name: str, expected: NDArray[np.float32], found: NDArray[np.float32], *, thresholds: Thresholds, allowance: str
+) -> dict[str, Any]:
+    """Compare what an exported model gives with what its original gives.
+
+    Args:
+        name: of the output, for the message.
+        expected: [..., width], from PyTorch; the first axis is that of the pictures or texts.
+        found: the same, from the exported model.
+        thresholds: to meet.
+        allowance: what may differ by that much, for the message: "fp16 weights".
+
+    Returns:
+        For the manifest: `vectors` compared, `max_abs_difference`, `cosine_min`, `cosine_mean`, `error_to_spread`, and
+        the thresholds of the last three.
+
+    Raises:
+        ParityError: another shape, a value that is not finite, a cosine below its threshold, or an error above its own.
+    """
+    if expected.shape != found.shape:
+        raise ParityError(f"{name}: the exported model gives {list(found.shape)}, the original {list(expected.shape)}")
+    a = expected.reshape(-1, expected.shape[-1]).astype(np.float64)
+    b = found.reshape(-1, found.shape[-1]).astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ParityError(f"{name}: expected finite values, got NaN or infinity")
+    cosines = token_cosines(a, b)  # [vectors]
+    spread = float(np.sqrt(np.mean((expected - expected.mean(axis=0)) ** 2)))
+    error = float(np.sqrt(np.mean((a - b) ** 2)))
+    record: dict[str, Any] = {
+        "vectors": len(a),
+        "max_abs_difference": float(np.abs(a - b).max()),
+        "cosine_min": float(cosines.min()),
+        "cosine_mean": float(cosines.mean()),
+        "error_to_spread": error / max(spread, 1e-12),
+        "thresholds": [thresholds.cosine_min, thresholds.cosine_mean, thresholds.error_to_spread],
+    }
+    if (
+        record["cosine_min"] < thresholds.cosine_min
+        or record["cosine_mean"] < thresholds.cosine_mean
+        or record["error_to_spread"] > thresholds.error_to_spread
+    ):
+        raise ParityError(
+            f"{name}: the exported model differs from its original by more than {allowance} may: cosine min "
+            f"{record['cosine_min']:.5f} (at least {thresholds.cosine_min}), mean {record['cosine_mean']:.5f} (at "
+            f"least {thresholds.cosine_mean}), error to spread {record['error_to_spread']:.3f} (at most "
+            f"{thresholds.error_to_spread}), max abs difference {record['max_abs_difference']:.3g} over {len(a)} "
+            "vectors; nothing was written"
+        )
+    return record

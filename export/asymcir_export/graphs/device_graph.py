@@ -1,0 +1,297 @@
+"""The device encoder's graph: a picture of any size in, sentence tokens out.
+
+Resizing, cropping and normalisation are operators of the graph, so that no app re-implements them. The reference is
+`asymcir_protos.preprocess`; the graph agrees with it to one grey level when bilinear. When bicubic, single pixels at
+hard edges differ by more where Pillow resizes the rows first, because it clips overshoot in between.
+
+A picture with both sides at least S, which is what cameras and galleries give, takes the short way: ONNX Runtime's
+antialiased Resize, a port of Pillow's, shrinks it (`exclude_outside`: without it the border is repeated, where Pillow
+leaves it out), copies it where it has its size already, and the centre is cut out. A smaller one takes the long way:
+Resize shrinks what has to be shrunk, and what has to be enlarged is then interpolated at the places that survive the
+crop alone, so that a 1 x 50,000 strip needs no giant intermediate picture. All sizes and offsets are computed in
+integers.
+
+An `If` chooses. Its branches take nothing from outside but `pixels`: tools that sort nodes do not look into branches.
+
+Normalisation is one product and one sum over the planes. It is not folded into the first convolution: where that pads,
+its zeros stand for the mean, so the shift cannot go in exactly.
+
+Notation: S side of the square that the network sees, L sentence tokens, D word-embedding width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from asymcir_common import Preprocessing
+from numpy.typing import ArrayLike, DTypeLike
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from asymcir_export.errors import ExportError
+from asymcir_export.graphs.writer import IR_VERSION, OPSET, to_onnx
+
+INPUT_NAME = "pixels"
+OUTPUT_NAME = "sentence_tokens"
+_NORMALISED = "normalised_pixels"
+PREPROCESSING_PREFIX = "preprocess_"
+"""Of the names of all nodes before the network."""
+
+_SHRUNK, _RESIZED = f"{PREPROCESSING_PREFIX}shrunk", f"{PREPROCESSING_PREFIX}resized"
+
+_PREFIX = "encoder_"
+_CUBIC_A = -0.5  # Pillow's; ONNX's default is -0.75
+
+
+def build_device_graph(encoder: nn.Module, preprocessing: Preprocessing, example: Tensor) -> ModelProto:
+    """Put preprocessing and light encoder into one graph; see `build_network_graph` and `join_preprocessing`."""
+    return join_preprocessing(build_network_graph(encoder, example), preprocessing)
+
+
+def build_network_graph(encoder: nn.Module, example: Tensor) -> ModelProto:
+    """Convert the light encoder alone.
+
+    Args:
+        encoder: [1, 3, S, S] normalised -> sentence tokens [1, L, D], in eval mode.
+        example: [1, 3, S, S], float32.
+
+    Returns:
+        The graph: `normalised_pixels` [1, 3, S, S] -> `tokens` [1, L, D].
+
+    Raises:
+        ExportError: the encoder cannot be converted.
+    """
+    return to_onnx(encoder, {_NORMALISED: example}, outputs=["tokens"], axes={})
+
+
+def join_preprocessing(network: ModelProto, preprocessing: Preprocessing) -> ModelProto:
+    """Put the preprocessing before a network.
+
+    Args:
+        network: from `build_network_graph`, in any precision, its input and output float32.
+        preprocessing: what the encoder was trained with.
+
+    Returns:
+        The graph: `pixels` uint8 [height, width, 3], any size -> `sentence_tokens` float32 [L, D].
+
+    Raises:
+        ExportError: the network gives another shape.
+    """
+    front = build_preprocessing_graph(preprocessing)
+    core = onnx.compose.add_prefix(network, _PREFIX)
+    model: ModelProto = onnx.compose.merge_models(front, core, io_map=[(_NORMALISED, f"{_PREFIX}{_NORMALISED}")])
+    shape = [axis.dim_value for axis in model.graph.output[0].type.tensor_type.shape.dim]
+    if len(shape) != 3 or shape[0] != 1 or 0 in shape:
+        raise ExportError(f"expected the encoder to give [1, L, D], got {shape}")
+    axes = numpy_helper.from_array(np.array([0], dtype=np.int64), "batch_position")
+    model.graph.initializer.append(axes)
+    model.graph.node.append(helper.make_node("Squeeze", [f"{_PREFIX}tokens", axes.name], [OUTPUT_NAME]))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, shape[1:]))
+    opsets = {opset.domain: opset.version for opset in model.opset_import}
+    del model.opset_import[:]  # merging lists the same set twice, which ONNX Runtime's quantiser refuses
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in opsets.items())
+    model.graph.name = "asymcir"
+    model.producer_name, model.producer_version = "asymcir", ""
+    return model
+
+
+def cut_preprocessing(model: ModelProto, size: int) -> ModelProto:
+    """Take the preprocessing off again.
+
+    Args:
+        model: from `join_preprocessing`, or what was made from it with the preprocessing left as it was.
+        size: S.
+
+    Returns:
+        The graph: `normalised_pixels` float32 [1, 3, S, S] -> `sentence_tokens` float32 [L, D].
+    """
+    network = ModelProto()
+    network.CopyFrom(model)
+    graph = network.graph
+    lists: list[Any] = [graph.node, graph.initializer, graph.value_info]
+    for records in lists:
+        kept = [record for record in records if not record.name.startswith(PREPROCESSING_PREFIX)]
+        del records[:]
+        records.extend(record for record in kept if record.name != _NORMALISED)  # declared as the input instead
+    del graph.input[:]
+    graph.input.append(helper.make_tensor_value_info(_NORMALISED, TensorProto.FLOAT, [1, 3, size, size]))
+    return network
+
+
+def build_preprocessing_graph(spec: Preprocessing) -> ModelProto:
+    """Build the graph of a preprocessing: uint8 [height, width, 3] -> `normalised_pixels` float32 [1, 3, S, S]."""
+    graph = _Graph()
+    shortest = graph.op("ReduceMin", graph.op("Shape", INPUT_NAME, end=2), keepdims=0)
+    picture = graph.op(
+        "If",
+        graph.op("GreaterOrEqual", shortest, graph.constant(spec.size)),
+        then_branch=_shrink(spec).to_graph("shrink", [], _SHRUNK, spec.size),
+        else_branch=_resize(spec).to_graph("resize", [], _RESIZED, spec.size),
+    )
+    scale = (1.0 / (255.0 * np.asarray(spec.std))).reshape(1, 3, 1, 1)
+    offset = (-np.asarray(spec.mean) / np.asarray(spec.std)).reshape(1, 3, 1, 1)
+    picture = graph.op("Mul", picture, graph.constant(scale, np.float32))
+    graph.op("Add", picture, graph.constant(offset, np.float32), output=_NORMALISED)
+    pixels = helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, ["height", "width", 3])
+    whole = graph.to_graph("preprocessing", [pixels], _NORMALISED, spec.size)
+    return helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+def _shrink(spec: Preprocessing) -> "_Graph":
+    """Where no side has to be enlarged: shrink, and cut the centre out: grey levels, float32 [1, 3, S, S]."""
+    graph = _Graph("shrink_")
+    one, two, side = graph.constant([1]), graph.constant([2]), graph.constant([spec.size])
+    sizes = graph.op("Shape", INPUT_NAME, end=2)  # [2]
+    if spec.resize == "squash":
+        resized = graph.constant([spec.size, spec.size])
+    else:
+        resized = graph.op("Div", graph.op("Mul", sizes, side), graph.op("ReduceMin", sizes))
+    picture = _add_resize(graph, spec, graph.op("Concat", one, resized, graph.constant([3]), axis=0))
+    if spec.resize == "shortest":
+        start = _add_crop_offset(graph, graph.op("Sub", resized, side), two)  # [2]
+        picture = graph.op("Slice", picture, start, graph.op("Add", start, side), graph.constant([1, 2]))
+    picture = graph.op("Transpose", picture, perm=[0, 3, 1, 2])
+    graph.op("Cast", picture, to=TensorProto.FLOAT, output=_SHRUNK)
+    return graph
+
+
+def _resize(spec: Preprocessing) -> "_Graph":
+    """Where a side has to be enlarged, or both: grey levels, float32 [1, 3, S, S]."""
+    graph = _Graph("resize_")
+    one = graph.constant([1])
+    shape = graph.op("Shape", INPUT_NAME)
+    sizes = [graph.op("Slice", shape, graph.constant([i]), graph.constant([i + 1])) for i in (0, 1)]
+    side = graph.constant([spec.size])
+    if spec.resize == "squash":
+        resized = [side, side]
+    else:
+        shortest = graph.op("Min", *sizes)
+        resized = [graph.op("Div", graph.op("Mul", side, size), shortest) for size in sizes]
+    shrunk = [graph.op("Min", size, target) for size, target in zip(sizes, resized, strict=True)]
+    picture = _add_resize(graph, spec, graph.op("Concat", one, *shrunk, graph.constant([3]), axis=0))
+    places = [_Taps(graph, spec, source, target) for source, target in zip(shrunk, resized, strict=True)]
+    picture = graph.op("Transpose", picture, perm=[0, 3, 1, 2])  # planes: half of what the rest costs on channels last
+    rows = graph.constant([2])
+    picture = graph.op("Slice", picture, places[0].first, places[0].end, rows)  # rows that do not matter cost nothing
+    picture = graph.op("Cast", picture, to=TensorProto.FLOAT)
+    picture = places[1].apply(picture, axis=3, start=None)
+    if spec.interpolation == "bicubic":
+        picture = _add_rounding(graph, picture)  # clips overshoot, as Pillow does after each axis
+    _add_rounding(graph, places[0].apply(picture, axis=2, start=places[0].first), output=_RESIZED)  # [1, 3, S, S]
+    return graph
+
+
+class _Graph:
+    """Collects nodes and constants and names them."""
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = PREPROCESSING_PREFIX + prefix
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[TensorProto] = []
+
+    def constant(self, values: ArrayLike, dtype: DTypeLike = np.int64) -> str:
+        name = f"{self._prefix}constant_{len(self._constants)}"
+        self._constants.append(numpy_helper.from_array(np.asarray(values, dtype=dtype), name))
+        return name
+
+    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        name = f"{self._prefix}{len(self._nodes)}"
+        value = output or name
+        self._nodes.append(helper.make_node(kind, list(inputs), [value], name=f"{name}_{kind}", **attributes))
+        return value
+
+    def to_graph(self, name: str, inputs: Sequence[onnx.ValueInfoProto], output: str, size: int) -> onnx.GraphProto:
+        """Close the graph; its output is float32 [1, 3, size, size]."""
+        declared = helper.make_tensor_value_info(output, TensorProto.FLOAT, [1, 3, size, size])
+        return helper.make_graph(self._nodes, name, inputs, [declared], self._constants)
+
+
+class _Taps:
+    """Where the S places of one axis that survive the crop lie in the source, and their neighbours' weights.
+
+    With n source places, r resized places and crop offset o, place i has its centre at (2(o + i) + 1) n / 2r. Its
+    nearest neighbour below and the distance to it are a quotient and a remainder, so both are exact; where nothing is
+    enlarged (n = r) the distance is 0 and the weights are 1 and 0, which is the crop.
+    """
+
+    def __init__(self, graph: _Graph, spec: Preprocessing, source: str, resized: str) -> None:
+        self._graph = graph
+        one, two = graph.constant([1]), graph.constant([2])
+        offset = _add_crop_offset(graph, graph.op("Sub", resized, graph.constant([spec.size])), two)
+        place = graph.op("Add", graph.constant(np.arange(spec.size)), offset)  # [S]
+        numerator = graph.op("Mul", graph.op("Add", graph.op("Mul", place, two), one), source)
+        shifted, divisor = graph.op("Add", numerator, resized), graph.op("Mul", resized, two)
+        below = graph.op("Sub", graph.op("Div", shifted, divisor), one)  # [S], from -1
+        remainder = graph.op("Cast", graph.op("Mod", shifted, divisor), to=TensorProto.DOUBLE)
+        distance = graph.op("Div", remainder, graph.op("Cast", divisor, to=TensorProto.DOUBLE))
+        distance = graph.op("Cast", distance, to=TensorProto.FLOAT)
+        last = graph.op("Sub", source, one)
+        steps = (0, 1) if spec.interpolation == "bilinear" else (-1, 0, 1, 2)
+        self._indices: list[str] = []
+        weights: list[str] = []
+        for step in steps:
+            wanted = graph.op("Add", below, graph.constant([step]))
+            index = graph.op("Min", graph.op("Max", wanted, graph.constant([0])), last)
+            inside = graph.op("Cast", graph.op("Equal", wanted, index), to=TensorProto.FLOAT)
+            away = graph.op("Abs", graph.op("Sub", distance, graph.constant([step], np.float32)))
+            self._indices.append(index)
+            weights.append(graph.op("Mul", inside, _kernel(graph, spec, away, near=step in (0, 1))))
+        total = graph.op("Sum", *weights)
+        self._weights = [graph.op("Div", weight, total) for weight in weights]
+        self.first = graph.op("Slice", self._indices[0], graph.constant([0]), one)
+        last_index = graph.op("Slice", self._indices[-1], graph.constant([-1]), graph.constant([spec.size]))
+        self.end = graph.op("Add", last_index, one)
+
+    def apply(self, picture: str, *, axis: int, start: str | None) -> str:
+        """Interpolate one axis of [1, 3, height, width]; `start` was cut off before."""
+        graph = self._graph
+        shape = graph.constant([1 if i != axis else -1 for i in range(4)])
+        parts = []
+        for index, weight in zip(self._indices, self._weights, strict=True):
+            place = index if start is None else graph.op("Sub", index, start)
+            taken = graph.op("Gather", picture, place, axis=axis)
+            parts.append(graph.op("Mul", taken, graph.op("Reshape", weight, shape)))
+        return graph.op("Sum", *parts)
+
+
+def _add_resize(graph: _Graph, spec: Preprocessing, shape: str) -> str:
+    """Shrink `pixels` to a shape [1, height, width, 3] as Pillow does: uint8."""
+    return graph.op(
+        "Resize",
+        graph.op("Unsqueeze", INPUT_NAME, graph.constant([0])),
+        "",
+        "",
+        shape,
+        mode="linear" if spec.interpolation == "bilinear" else "cubic",
+        cubic_coeff_a=_CUBIC_A,
+        antialias=1,
+        exclude_outside=1,
+        coordinate_transformation_mode="half_pixel",
+    )
+
+
+def _add_crop_offset(graph: _Graph, excess: str, two: str) -> str:
+    """Halve what is to be cut off, half to even, as torchvision does."""
+    odd, half = graph.op("Mod", excess, two), graph.op("Div", excess, two)
+    return graph.op("Add", half, graph.op("Mul", odd, graph.op("Mod", half, two)))
+
+
+def _add_rounding(graph: _Graph, picture: str, *, output: str | None = None) -> str:
+    """Round to grey levels and clip."""
+    rounded = graph.op("Floor", graph.op("Add", picture, graph.constant(0.5, np.float32)))
+    limits = graph.constant(0, np.float32), graph.constant(255, np.float32)
+    return graph.op("Clip", rounded, *limits, output=output)
+
+
+def _kernel(graph: _Graph, spec: Preprocessing, away: str, *, near: bool) -> str:
+    """Return Pillow's filter at the distance `away`; `near`: it is within 1."""
+    if spec.interpolation == "bilinear":
+        return graph.op("Sub", graph.constant([1.0], np.float32), away)
+    a = _CUBIC_A
+    coefficients = (a + 2, -(a + 3), 0.0, 1.0) if near else (a, -5 * a, 8 * a, -4 * a)  # cubic convolution, Keys 1981
+    value = graph.constant([coefficients[0]], np.float32)
+    for coefficient in coefficients[1:]:
+        value = graph.op("Add", graph.op("Mul", value, away), graph.constant([coefficient], np.float32))
+    return value

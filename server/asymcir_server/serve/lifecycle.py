@@ -1,0 +1,259 @@
+"""A server's life: listen, warm up, serve, drain."""
+
+import errno
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import grpc
+from asymcir_common.files import write_atomically
+from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from asymcir_server.encode.bundle import ServerBundle
+from asymcir_server.errors import ListenError
+from asymcir_server.gallery import Gallery
+from asymcir_server.serve.service import MAX_MESSAGE_BYTES, RetrievalService, ServiceLimits
+
+SERVICE_NAME: str = retrieval_pb2.DESCRIPTOR.services_by_name["Retrieval"].full_name
+
+_SPARE_THREADS = 4  # for refusals, Describe and health while every admitted request waits
+_HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """Where and how to serve.
+
+    Attributes:
+        host: address to listen on; loopback unless said otherwise.
+        port: 0 takes a free one.
+        limits: per request, and how many.
+        drain_timeout_s: how long requests in flight may take to end after the signal to stop.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
+    drain_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ListenError(f"expected a port from 0 to 65535, got {self.port}")
+        if self.drain_timeout_s < 0:
+            raise ListenError(f"expected a drain timeout of 0 s or more, got {self.drain_timeout_s}")
+
+
+class RetrievalServer:
+    """A retrieval server in this process.
+
+    As a context manager it serves from entry to exit:
+
+        with RetrievalServer(bundle, {"emoji": gallery}) as server:
+            client = RetrievalClient(server.address)
+
+    Attributes:
+        service: answers the requests.
+        port: the one listened on; 0 before `start`.
+    """
+
+    def __init__(
+        self, bundle: ServerBundle, galleries: Mapping[str, Gallery], config: ServerConfig | None = None
+    ) -> None:
+        """Prepare; nothing listens yet.
+
+        Raises:
+            BundleError, SpaceMismatchError, ListenError: bundle and galleries do not fit each other.
+        """
+        self._config = config or ServerConfig()
+        self.service = RetrievalService(bundle, galleries, self._config.limits)
+        self.port = 0
+        threads = self._config.limits.max_in_flight + _SPARE_THREADS
+        self._pools = ThreadPoolExecutor(threads, "rpc"), ThreadPoolExecutor(1, "health")
+        self._health = health.HealthServicer(experimental_thread_pool=self._pools[1])
+        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._server = _make_server(self.service, self._health, self._pools[0])
+        self._stopped = False
+
+    @property
+    def address(self) -> str:
+        """Where clients connect: host:port."""
+        host = self._config.host
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    def start(self) -> int:
+        """Listen, warm up, and report SERVING.
+
+        Returns:
+            The port.
+
+        Raises:
+            ListenError: the address is in use or not ours.
+        """
+        self.port = _bind(self._server, self._config.host, self._config.port)
+        self._server.start()
+        try:
+            self.service.warm_up()
+        except BaseException:
+            self.stop()
+            raise
+        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        return self.port
+
+    def stop(self) -> None:
+        """Drain: report NOT_SERVING, refuse new requests, let those in flight end, then close."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._health.enter_graceful_shutdown()
+        self.service.admission.drain()
+        # Closing gRPC's server at once would cancel newcomers; while requests end they get the refusal that says why.
+        started_s = time.monotonic()
+        self.service.admission.wait_until_idle(self._config.drain_timeout_s)
+        self._server.stop(max(0.0, self._config.drain_timeout_s - (time.monotonic() - started_s))).wait()
+        for pool in self._pools:
+            pool.shutdown(wait=False)
+
+    def __enter__(self) -> "RetrievalServer":
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    def _set_health(self, status: int) -> None:
+        for name in ("", SERVICE_NAME):
+            self._health.set(name, status)
+
+
+def serve(
+    bundle_folder: Path,
+    gallery_folders: Mapping[str, Path],
+    config: ServerConfig,
+    *,
+    threads: int = 0,
+    port_file: Path | None = None,
+    on_ready: Callable[[RetrievalServer], None] | None = None,
+) -> None:
+    """Load, serve until SIGTERM or SIGINT, drain, return. Call it from the main thread.
+
+    Args:
+        bundle_folder: the server bundle.
+        gallery_folders: name -> gallery.
+        config: where and how.
+        threads: threads inside one ONNX operator; 0: ONNX Runtime decides.
+        port_file: written with the port once the server is ready, removed at the end.
+        on_ready: called once the server is ready.
+
+    Raises:
+        BundleError, SpaceMismatchError, ListenError: it cannot serve as asked.
+    """
+    stop = threading.Event()
+
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    previous = {number: signal.signal(number, request_stop) for number in _HANDLED_SIGNALS}
+    galleries: dict[str, Gallery] = {}
+    try:
+        _probe(config.host, config.port)  # before a large bundle is hashed for nothing
+        bundle = ServerBundle.load(bundle_folder, threads=threads)
+        for name, folder in gallery_folders.items():
+            galleries[name] = Gallery.open(folder, bundle.target_spaces)
+        server = RetrievalServer(bundle, galleries, config)
+        try:
+            server.start()
+            if port_file is not None:
+                _write_port(port_file, server.port)
+            if on_ready is not None:
+                on_ready(server)
+            stop.wait()
+            _log.info("stopping: requests in flight have %g s to end", config.drain_timeout_s)
+        finally:
+            server.stop()
+            if port_file is not None:
+                port_file.unlink(missing_ok=True)
+    finally:
+        for gallery in galleries.values():
+            gallery.close()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _make_server(
+    service: RetrievalService, health_service: health.HealthServicer, pool: ThreadPoolExecutor
+) -> grpc.Server:
+    server = grpc.server(
+        pool,
+        options=[
+            # Without this two servers share one port silently and answer in turns.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            # Phones ping an idle channel to keep it through NATs; by default a server answers that with
+            # GOAWAY too_many_pings when they come more often than every five minutes.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ],
+    )
+    retrieval_pb2_grpc.add_RetrievalServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server
+
+
+def _bind(server: grpc.Server, host: str, port: int) -> int:
+    _probe(host, port)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        bound = server.add_insecure_port(address)
+    except RuntimeError as exc:  # taken between the probe and now
+        raise ListenError(f"cannot listen on {address}: choose another --port, or 0 for a free one") from exc
+    if bound == 0:
+        raise ListenError(f"cannot listen on {address}: choose another --port, or 0 for a free one")
+    return bound
+
+
+def _probe(host: str, port: int) -> None:
+    """Try the address with a plain socket, whose errors say why; gRPC's only say that."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)  # two sockets may bind one port with SO_REUSEADDR; only one of them can listen
+    except socket.gaierror as exc:
+        raise ListenError(
+            f"cannot listen on {host}: {exc.strerror}; pass an address of this machine as --host"
+        ) from exc
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            raise ListenError(
+                f"port {port} on {host} is in use: stop what holds it, choose another --port, or 0 for a free one"
+            ) from exc
+        raise ListenError(f"cannot listen on {host}:{port}: {os.strerror(exc.errno or 0)}") from exc
+
+
+def _write_port(path: Path, port: int) -> None:
+    try:
+        write_atomically(path, f"{port}\n")
+    except OSError as exc:
+        raise ListenError(f"cannot write the port file {path}: {exc.strerror}") from exc

@@ -1,0 +1,219 @@
+"""The gRPC service: Describe and Search over one server bundle and its galleries."""
+
+import importlib.metadata
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc
+from asymcir_protos import unpack_tokens
+from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
+
+from asymcir_server.encode.bundle import ServerBundle
+from asymcir_server.encode.composition import MAX_MODIFIER_BYTES
+from asymcir_server.encode.text_encoder import TextEncoder
+from asymcir_server.errors import GalleryNotFoundError, ListenError, ModifierError, RequestError, SpaceMismatchError
+from asymcir_server.gallery import Gallery
+from asymcir_server.serve.admission import Admission
+from asymcir_server.serve.status import to_status
+
+DEFAULT_TOP_K = 10
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+"""What a gRPC peer receives unless it was told otherwise; a larger answer would be lost at the client."""
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceLimits:
+    """What one request may ask for, and how many may ask.
+
+    Attributes:
+        max_top_k: hits per answer.
+        max_excluded_ids: per request.
+        max_modifier_bytes: UTF-8 bytes; at most what the composition takes.
+        concurrency: requests computed at the same time.
+        max_in_flight: requests computed or waiting; one more is turned away.
+    """
+
+    max_top_k: int = 1000
+    max_excluded_ids: int = 1000
+    max_modifier_bytes: int = MAX_MODIFIER_BYTES
+    concurrency: int = 2
+    max_in_flight: int = 64
+
+    def __post_init__(self) -> None:
+        if min(self.max_top_k, self.max_modifier_bytes, self.concurrency) < 1 or self.max_excluded_ids < 0:
+            raise ListenError(f"expected limits above 0, got {self}")
+        if self.max_in_flight < self.concurrency:
+            raise ListenError(
+                f"expected at least as many requests in flight as are computed at once ({self.concurrency}), "
+                f"got {self.max_in_flight}"
+            )
+        if self.max_modifier_bytes > MAX_MODIFIER_BYTES:
+            raise ListenError(f"expected a modifier limit of at most {MAX_MODIFIER_BYTES} bytes")
+
+
+class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
+    """Answers Describe and Search.
+
+    Args:
+        bundle: its word_space is the one that devices must speak.
+        galleries: name -> open gallery, at least one; the first answers where a request names none.
+        limits: defaults to `ServiceLimits()`.
+    """
+
+    def __init__(
+        self, bundle: ServerBundle, galleries: Mapping[str, Gallery], limits: ServiceLimits | None = None
+    ) -> None:
+        """Open the text tower.
+
+        Raises:
+            ListenError: no galleries.
+            SpaceMismatchError: a gallery's target space is not the bundle's.
+            BundleError: the text tower does not fit.
+        """
+        if not galleries:
+            raise ListenError("expected at least one gallery to serve: pass --gallery")
+        for name, gallery in galleries.items():
+            if gallery.target_space not in bundle.target_spaces.values():
+                raise SpaceMismatchError(
+                    f"the gallery {name} is of the target space {gallery.target_space}, the server bundle makes "
+                    f"{sorted(bundle.target_spaces.values())}: build the gallery again with this bundle"
+                )
+        self.limits = limits or ServiceLimits()
+        self.admission = Admission(concurrency=self.limits.concurrency, max_in_flight=self.limits.max_in_flight)
+        self._bundle = bundle
+        self._galleries = dict(galleries)
+        self._text_encoder = TextEncoder(bundle)
+        self._version = importlib.metadata.version("asymcir")
+
+    def warm_up(self) -> None:
+        """Run the text tower and every gallery once, so that the first caller does not pay for it."""
+        features = self._text_encoder.encode_prompts([self._text_encoder.composer.compose_null()])
+        for gallery in self._galleries.values():
+            gallery.search(features, 1)
+
+    def Describe(
+        self, request: retrieval_pb2.DescribeRequest, context: grpc.ServicerContext
+    ) -> retrieval_pb2.DescribeResponse:
+        """Say what this server holds."""
+        return retrieval_pb2.DescribeResponse(
+            server_version=self._version,
+            word_space=self._bundle.word_space,
+            word_width=self._bundle.text.word_width,
+            limits=retrieval_pb2.Limits(
+                max_top_k=self.limits.max_top_k,
+                max_sentence_length=self._text_encoder.composer.max_sentence_length,
+                max_modifier_bytes=self.limits.max_modifier_bytes,
+                context_length=self._bundle.text.context_length,
+                max_excluded_ids=self.limits.max_excluded_ids,
+            ),
+            galleries=[
+                retrieval_pb2.Gallery(
+                    name=name,
+                    version=gallery.version,
+                    target_space=gallery.target_space,
+                    target=gallery.target,
+                    size=gallery.size,
+                    embedding_width=gallery.embedding_width,
+                    index_kind=gallery.index_kind,
+                    index_recall_at_10=gallery.index_recall_at_10,
+                )
+                for name, gallery in self._galleries.items()
+            ],
+        )
+
+    def Search(
+        self, request: retrieval_pb2.SearchRequest, context: grpc.ServicerContext
+    ) -> retrieval_pb2.SearchResponse:
+        """Answer one composed query."""
+        try:
+            return self.search(request, timeout_s=context.time_remaining())
+        except Exception as exc:  # mapped, all of it, in one place
+            status = to_status(exc)
+            if status.trailing_metadata:
+                context.set_trailing_metadata(status.trailing_metadata)
+            context.abort(status.code, status.message)
+            raise  # abort raises before this line
+
+    def search(
+        self, request: retrieval_pb2.SearchRequest, *, timeout_s: float | None = None
+    ) -> retrieval_pb2.SearchResponse:
+        """Check, admit, encode and search; what `Search` does, with errors instead of status codes.
+
+        Raises:
+            RequestError, TokensError, SpaceMismatchError, GalleryNotFoundError: the request's fault.
+            UnavailableError, OverloadedError, DeadlineError: not now.
+        """
+        name, gallery = self._find_gallery(request)
+        self._check(request, gallery)
+        with self.admission.admit(timeout_s) as queue_ms:
+            tokens = unpack_tokens(request.tokens)  # [L, D]
+            started_s = time.perf_counter()
+            query = self._text_encoder.encode_queries([tokens], [request.modifier])  # [1, E]
+            encoded_s = time.perf_counter()
+            result = gallery.search(query, request.top_k or DEFAULT_TOP_K, request.excluded_ids)
+            ids = result.ids[0]
+            metadata = gallery.metadata(ids) if request.with_metadata else []
+            searched_s = time.perf_counter()
+        response = retrieval_pb2.SearchResponse(
+            gallery=name,
+            gallery_version=gallery.version,
+            timing=retrieval_pb2.Timing(
+                queue_ms=queue_ms,
+                encode_ms=(encoded_s - started_s) * 1000.0,
+                search_ms=(searched_s - encoded_s) * 1000.0,
+            ),
+        )
+        for identity, score in zip(ids, result.scores[0].tolist(), strict=True):
+            response.hits.add(id=identity, score=score)
+        for hit, record in zip(response.hits, metadata, strict=False):
+            hit.metadata.update(record)
+        if response.ByteSize() > MAX_MESSAGE_BYTES:
+            raise RequestError(
+                f"the answer has {response.ByteSize()} bytes, a message may have {MAX_MESSAGE_BYTES}: "
+                "ask for fewer hits, or without metadata"
+            )
+        return response
+
+    def _find_gallery(self, request: retrieval_pb2.SearchRequest) -> tuple[str, Gallery]:
+        name = request.gallery or next(iter(self._galleries))
+        if name not in self._galleries:
+            raise GalleryNotFoundError(f"no gallery named {name!r}: this server holds {', '.join(self._galleries)}")
+        return name, self._galleries[name]
+
+    def _check(self, request: retrieval_pb2.SearchRequest, gallery: Gallery) -> None:
+        """Refuse what cannot be answered, cheapest check first, before it waits in the queue."""
+        limits = self.limits
+        if not request.word_space:
+            raise RequestError("expected the word_space that the tokens live in, from the device bundle's manifest")
+        if request.word_space != self._bundle.word_space:
+            raise SpaceMismatchError(
+                f"the device works in word_space {request.word_space}, this server in {self._bundle.word_space}: "
+                "install the device bundle that was exported with this server's bundle, or ask a server of the "
+                "device's space"
+            )
+        if request.target_space and request.target_space != gallery.target_space:
+            raise SpaceMismatchError(
+                f"the request asks for target_space {request.target_space}, the gallery is of {gallery.target_space} "
+                f"({gallery.target}): name another gallery, or leave target_space empty"
+            )
+        if request.top_k > limits.max_top_k:
+            raise RequestError(f"expected top_k of at most {limits.max_top_k}, got {request.top_k}")
+        if len(request.excluded_ids) > limits.max_excluded_ids:
+            raise RequestError(
+                f"expected at most {limits.max_excluded_ids} excluded ids, got {len(request.excluded_ids)}"
+            )
+        size_bytes = len(request.modifier.encode("utf-8"))
+        if size_bytes > limits.max_modifier_bytes:
+            raise ModifierError(
+                f"the modifier has {size_bytes} bytes, the limit is {limits.max_modifier_bytes}: shorten it to a phrase"
+            )
+        width, longest = self._bundle.text.word_width, self._text_encoder.composer.max_sentence_length
+        if request.tokens.width != width:
+            raise RequestError(f"expected sentence tokens of width {width}, got {request.tokens.width}")
+        if not 1 <= request.tokens.length <= longest:
+            raise RequestError(f"expected 1 to {longest} sentence tokens, got {request.tokens.length}")

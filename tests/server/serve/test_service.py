@@ -1,0 +1,275 @@
+"""Describe and Search over real gRPC on the loopback, and what each bad request is answered."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from asymcir_common.errors import RETRY_AFTER_KEY
+from asymcir_protos import pack_tokens
+from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
+from asymcir_server import Gallery, RetrievalServer, ServerBundle, ServerConfig, ServiceLimits, build_gallery
+from asymcir_server.errors import DeadlineError, ListenError, OverloadedError, SpaceMismatchError, UnavailableError
+from asymcir_server.serve.admission import Admission
+from asymcir_server.serve.service import RetrievalService
+from google.protobuf.json_format import MessageToDict
+from numpy.typing import NDArray
+from tiny_server_bundle import TinyModel, write_tiny_bundle
+
+
+@pytest.fixture
+def ask(stub: retrieval_pb2_grpc.RetrievalStub, model: TinyModel, tokens: NDArray[np.float32]) -> Callable[..., Any]:
+    """Search with a good request, changed where the test says so."""
+
+    def call(**changes: Any) -> retrieval_pb2.SearchResponse:
+        fields = {"tokens": pack_tokens(tokens), "word_space": model.word_space, "top_k": 5, **changes}
+        return stub.Search(retrieval_pb2.SearchRequest(**fields), timeout=10)
+
+    return call
+
+
+def naive_ids(model: TinyModel, gallery: Gallery, tokens: NDArray[np.float32], modifier: str, top_k: int) -> list[str]:
+    query = model.text_features(model.compose(tokens, modifier))
+    vectors = np.load(gallery.folder / "snapshots" / gallery.version / "vectors.npy")
+    order = np.argsort(-(vectors @ query))[:top_k]
+    names = gallery._metadata.ids(order.tolist())
+    return [names[row] for row in order.tolist()]
+
+
+def test_describe(
+    stub: retrieval_pb2_grpc.RetrievalStub, bundle: ServerBundle, gallery: Gallery, model: TinyModel
+) -> None:
+    answer = stub.Describe(retrieval_pb2.DescribeRequest())
+    assert answer.word_space == model.word_space
+    assert answer.word_width == model.word_width
+    assert answer.limits.context_length == model.context_length
+    assert answer.limits.max_sentence_length == model.context_length - 5
+    (only,) = answer.galleries
+    assert (only.name, only.version, only.size) == ("noise", "000001", gallery.size)
+    assert (only.target, only.target_space) == ("union", model.target_spaces["union"])
+    assert only.index_recall_at_10 == 1.0
+
+
+@pytest.mark.parametrize("encoding", ["fp16", "int8"])
+@pytest.mark.parametrize("modifier", ["", "  ", "red hair", "is not blue", "👩🏽‍🦰"])
+def test_search_matches_the_reference(
+    ask, model: TinyModel, gallery: Gallery, tokens: NDArray[np.float32], encoding: Any, modifier: str
+) -> None:
+    message = pack_tokens(tokens, encoding)
+    answer = ask(tokens=message, modifier=modifier)
+    if encoding == "fp16":
+        sent = tokens.astype(np.float16).astype(np.float32)
+    else:
+        sent = (
+            np.frombuffer(message.int8.values, np.int8).reshape(tokens.shape) * np.array(message.int8.scales)[:, None]
+        )
+    assert [hit.id for hit in answer.hits] == naive_ids(model, gallery, sent.astype(np.float32), modifier, 5)
+    assert answer.gallery == "noise"
+    assert answer.gallery_version == "000001"
+    assert answer.timing.encode_ms > 0
+    assert answer.timing.search_ms > 0
+    assert answer.timing.queue_ms >= 0
+    scores = [hit.score for hit in answer.hits]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_top_k_exclusion_and_metadata(
+    tmp_path: Path, bundle: ServerBundle, model: TinyModel, tokens: NDArray[np.float32], pictures: Path
+) -> None:
+    source = tmp_path / "list.jsonl"
+    source.write_text(
+        "\n".join(
+            f'{{"path": "{path}", "id": "{path.stem}", "n": {i}, "tags": ["x", null]}}'
+            for i, path in enumerate(sorted(pictures.rglob("*.png")))
+        )
+    )
+    build_gallery(source, bundle, tmp_path / "g")
+    gallery = Gallery.open(tmp_path / "g", bundle.target_spaces)
+    service = RetrievalService(bundle, {"g": gallery})
+    request = retrieval_pb2.SearchRequest(tokens=pack_tokens(tokens), word_space=model.word_space)
+    ten = service.search(request)
+    assert len(ten.hits) == 10
+    assert not any(hit.HasField("metadata") for hit in ten.hits)
+    request.excluded_ids.extend([ten.hits[0].id, "unknown"])
+    request.top_k, request.with_metadata = 1000, True
+    rest = service.search(request)
+    assert len(rest.hits) == 39
+    assert [hit.id for hit in rest.hits][:9] == [hit.id for hit in ten.hits][1:]
+    assert MessageToDict(rest.hits[0].metadata)["tags"] == ["x", None]
+    gallery.close()
+
+
+REFUSALS = {
+    "no word space": ({"word_space": ""}, "INVALID_ARGUMENT", "word_space"),
+    "another word space": ({"word_space": "abc"}, "FAILED_PRECONDITION", "word_space abc, this server in"),
+    "another target space": ({"target_space": "abc"}, "FAILED_PRECONDITION", "target_space abc, the gallery is of"),
+    "no gallery": ({"gallery": "nope"}, "NOT_FOUND", "no gallery named 'nope': this server holds noise"),
+    "top_k": ({"top_k": 1001}, "INVALID_ARGUMENT", "at most 1000, got 1001"),
+    "excluded": ({"excluded_ids": ["x"] * 1001}, "INVALID_ARGUMENT", "at most 1000 excluded"),
+    "10,000 characters": ({"modifier": "y" * 10_000}, "INVALID_ARGUMENT", "10000 bytes, the limit is 8192"),
+    "3,000 emoji": ({"modifier": "😀" * 3000}, "INVALID_ARGUMENT", "12000 bytes"),
+    "too many words": ({"modifier": "red " * 100}, "INVALID_ARGUMENT", "100 tokens and 12 are left"),
+    "no tokens": ({"tokens": retrieval_pb2.SentenceTokens()}, "INVALID_ARGUMENT", "width 12, got 0"),
+    "width": ({"tokens": pack_tokens(np.ones((6, 13), np.float32))}, "INVALID_ARGUMENT", "width 12, got 13"),
+    "length": ({"tokens": pack_tokens(np.ones((20, 12), np.float32))}, "INVALID_ARGUMENT", "1 to 19 sentence tokens"),
+    "payload": (
+        {"tokens": retrieval_pb2.SentenceTokens(length=6, width=12, fp16=b"123")},
+        "INVALID_ARGUMENT",
+        "144 bytes",
+    ),
+    "NaN": (
+        {"tokens": retrieval_pb2.SentenceTokens(length=1, width=12, fp16=b"\xff" * 24)},
+        "INVALID_ARGUMENT",
+        "finite",
+    ),
+    "overflow": (
+        {
+            "tokens": retrieval_pb2.SentenceTokens(
+                length=1, width=12, int8=retrieval_pb2.Int8Tokens(values=b"\x7f" * 12, scales=[3e38])
+            )
+        },
+        "INVALID_ARGUMENT",
+        "finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(REFUSALS))
+def test_refusals(ask, case: str) -> None:
+    changes, code, text = REFUSALS[case]
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(**changes)
+    assert caught.value.code().name == code
+    assert text in caught.value.details()
+    assert "\n" not in caught.value.details()
+
+
+def test_an_answer_too_large_for_a_message_is_refused(
+    tmp_path: Path, bundle: ServerBundle, model: TinyModel, tokens: NDArray[np.float32], pictures: Path
+) -> None:
+    picture = next(pictures.rglob("*.png"))
+    source = tmp_path / "list.jsonl"
+    source.write_text("\n".join(f'{{"path": "{picture}", "id": "{i}", "t": "{"x" * 500_000}"}}' for i in range(10)))
+    build_gallery(source, bundle, tmp_path / "g")
+    gallery = Gallery.open(tmp_path / "g", bundle.target_spaces)
+    with RetrievalServer(bundle, {"g": gallery}) as server, grpc.insecure_channel(server.address) as channel:
+        request = retrieval_pb2.SearchRequest(tokens=pack_tokens(tokens), word_space=model.word_space)
+        request.with_metadata = True
+        with pytest.raises(grpc.RpcError) as caught:
+            retrieval_pb2_grpc.RetrievalStub(channel).Search(request)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "fewer hits" in caught.value.details()
+
+
+def test_an_unknown_error_is_internal_with_an_id(ask, gallery: Gallery, caplog: pytest.LogCaptureFixture) -> None:
+    gallery.close()  # the metadata's connection is gone beneath the server
+    with pytest.raises(grpc.RpcError) as caught:
+        ask()
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "sqlite" not in caught.value.details().lower()
+    error_id = caught.value.details().split()[2].rstrip(":")
+    (record,) = [record for record in caplog.records if error_id in record.getMessage()]
+    assert record.exc_info is not None
+
+
+def test_the_first_gallery_answers_and_others_by_name(
+    tmp_path: Path,
+    bundle: ServerBundle,
+    gallery: Gallery,
+    model: TinyModel,
+    tokens: NDArray[np.float32],
+    pictures: Path,
+) -> None:
+    build_gallery(pictures / "left", bundle, tmp_path / "g")
+    other = Gallery.open(tmp_path / "g", bundle.target_spaces)
+    service = RetrievalService(bundle, {"all": gallery, "left": other})
+    request = retrieval_pb2.SearchRequest(tokens=pack_tokens(tokens), word_space=model.word_space)
+    assert service.search(request).gallery == "all"
+    request.gallery, request.target_space = "left", model.target_spaces["union"]
+    assert service.search(request).gallery == "left"
+    other.close()
+
+
+def test_a_service_needs_galleries_of_its_space(tmp_path: Path, bundle: ServerBundle, gallery: Gallery) -> None:
+    with pytest.raises(ListenError, match="at least one gallery"):
+        RetrievalService(bundle, {})
+    other = ServerBundle.load(write_tiny_bundle(tmp_path / "server", TinyModel(seed=8)))
+    with pytest.raises(SpaceMismatchError, match="build the gallery again"):
+        RetrievalService(other, {"noise": gallery})
+
+
+def test_many_callers_get_their_own_answers(ask, model: TinyModel, gallery: Gallery) -> None:
+    rows = np.random.default_rng(0).standard_normal((48, 6, 12)).astype(np.float16).astype(np.float32)
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda row: ask(tokens=pack_tokens(row), modifier="red"), rows))
+    for row, answer in zip(rows, answers, strict=True):
+        assert [hit.id for hit in answer.hits] == naive_ids(model, gallery, row, "red", 5)
+
+
+def test_admission_bounds_what_runs_and_what_waits() -> None:
+    admission = Admission(concurrency=1, max_in_flight=2)
+    entered, leave = threading.Event(), threading.Event()
+
+    def occupy() -> None:
+        with admission.admit(None):
+            entered.set()
+            leave.wait(10)
+
+    first = threading.Thread(target=occupy)
+    first.start()
+    assert entered.wait(10)
+    with pytest.raises(DeadlineError), admission.admit(0.02):
+        pass
+    waits: list[float] = []
+
+    def wait() -> None:
+        with admission.admit(10) as queue_ms:
+            waits.append(queue_ms)
+
+    second = threading.Thread(target=wait)
+    second.start()
+    while admission._in_flight < 2:
+        pass
+    with pytest.raises(OverloadedError) as caught, admission.admit(None):
+        pass
+    assert caught.value.retry_after_ms > 0
+    admission.drain()
+    with pytest.raises(UnavailableError), admission.admit(None):
+        pass
+    leave.set()
+    first.join()
+    second.join()
+    assert len(waits) == 1
+    assert waits[0] > 0
+    assert admission._in_flight == 0
+
+
+def test_overload_is_refused_with_a_hint(
+    tmp_path: Path, gallery: Gallery, tokens: NDArray[np.float32], model: TinyModel
+) -> None:
+    bundle = ServerBundle.load(write_tiny_bundle(tmp_path / "server", TinyModel(slow_steps=12)), threads=1)
+    request = retrieval_pb2.SearchRequest(tokens=pack_tokens(tokens), word_space=model.word_space)
+    config = ServerConfig(limits=ServiceLimits(concurrency=1, max_in_flight=2))
+    with (
+        RetrievalServer(bundle, {"noise": gallery}, config) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = retrieval_pb2_grpc.RetrievalStub(channel)
+        calls = [stub.Search.future(request) for _ in range(8)]
+        codes = [call.code() for call in calls]
+        refused = [call for call in calls if call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED]
+    assert codes.count(grpc.StatusCode.OK) >= 2
+    assert len(refused) == len(calls) - codes.count(grpc.StatusCode.OK) >= 1
+    assert dict(refused[0].trailing_metadata())[RETRY_AFTER_KEY].isdigit()
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_top_k": 0}, {"concurrency": 8, "max_in_flight": 4}, {"max_modifier_bytes": 10**6}]
+)
+def test_limits_that_make_no_sense(limits: dict[str, int]) -> None:
+    with pytest.raises(ListenError):
+        ServiceLimits(**limits)

@@ -1,0 +1,260 @@
+"""The stages of `asymcir train`, from configuration to checkpoint, on pictures that fit in a hand."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from asymcir_edge.cli import main
+from asymcir_training import (
+    CheckpointError,
+    DataError,
+    FoundationError,
+    load_foundation,
+    load_light_encoder,
+    load_union_head,
+)
+from asymcir_training.engine.processes import Processes
+from asymcir_training.errors import ConfigError
+from asymcir_training.models.checkpoints import load_symmetric_encoder, load_transagg
+from asymcir_training.runs.log import read_log
+from asymcir_training.stages import train_distil
+from asymcir_training.stages.config_files import load_config
+from asymcir_training.stages.sections import DistilRun
+from PIL import Image
+from tiny_blip import write_blip
+from tiny_foundations import EMBEDDING_WIDTH, WORD_WIDTH, write_clip
+from two_processes import run_in_two_processes
+
+COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30), "black": (10, 10, 10)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write pictures of four colours, lists of them, triplets, and texts."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    records, triplets = [], []
+    for name, colour in COLOURS.items():
+        for number in range(4):
+            pixels = np.clip(rng.normal(colour, 25.0, (36, 36, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{name}{number}.png")
+            records.append({"image": f"{name}{number}.png", "captions": [f"{name} cat", f"a photo of {name} cat"]})
+        other = "blue" if name == "red" else "red"
+        triplets.append({"reference": f"{name}0.png", "modifier": f"is {other}", "target": f"{other}1.png"})
+        triplets.append({"reference": f"{name}2.png", "modifier": "", "target": f"{name}3.png"})
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    records.append({"image": "broken.png", "captions": ["nothing"]})
+    _write_lines(folder / "captioned.jsonl", [json.dumps(record) for record in records])
+    _write_lines(folder / "triplets.jsonl", [json.dumps(triplet) for triplet in triplets])
+    _write_lines(folder / "phrases.txt", [f"{name} cat" for name in COLOURS])
+    _write_lines(folder / "modifiers.txt", ["is red", "is blue"])
+    return folder
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _distil(data: Path, folder: Path, foundation: Path, *more: str) -> DistilRun:
+    """Write a configuration file as a user does, and read it."""
+    text = f"""
+    [run]
+    out = {json.dumps(str(folder / "light"))}
+    device = "cpu"
+    epochs = 2
+    save_every = 2
+    log_every = 1
+    [data]
+    pictures = [{json.dumps(str(data / "captioned.jsonl"))}]
+    workers = 0
+    [foundation]
+    name = {json.dumps(f"local-dir:{foundation}")}
+    [student]
+    backbone = "test_efficientnet"
+    size = 32
+    sentence_length = 3
+    width = 32
+    [texts]
+    phrases = {json.dumps(str(data / "phrases.txt"))}
+    modifiers = {json.dumps(str(data / "modifiers.txt"))}
+    [distil]
+    batch = 8
+    lar_weight = 0.5
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.toml").write_text(text, encoding="utf-8")
+    return load_config(DistilRun, folder / "run.toml", more)
+
+
+def _sentence_encoder(bert_folder: Path, folder: Path) -> Path:
+    """Take the BERT tower of a tiny foundation as a sentence encoder's folder."""
+    text = folder / "sentence-encoder"
+    shutil.copytree(bert_folder / "tower", text)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(bert_folder / name, text / name)
+    return text
+
+
+def test_a_foundation_is_aligned_from_a_sentence_encoder_and_can_be_moved(
+    data: Path, bert_folder: Path, tmp_path: Path
+) -> None:
+    text = _sentence_encoder(bert_folder, tmp_path)
+    out = tmp_path / "foundation"
+    words = ["train", "foundation", str(data / "captioned.jsonl"), "--text", str(text), "--trunk", "test_efficientnet"]
+    words += ["--size", "64", "--batch", "8", "--epochs", "12", "--out", str(out), "--device", "cpu"]
+    assert main([*words, "--set", "data.workers=0", "run.log_every=1", "run.chunks=2"]) == 0
+    lines = read_log(tmp_path / "foundation.work" / "foundation" / "log.jsonl")
+    assert np.mean([line["contrast"] for line in lines[-4:]]) < np.mean([line["contrast"] for line in lines[:4]])
+    moved = tmp_path / "elsewhere"
+    shutil.move(out, moved)
+    shutil.rmtree(tmp_path / "foundation.work")
+    foundation = load_foundation(f"local-dir:{moved}")
+    assert foundation.word_width == foundation.embedding_width == WORD_WIDTH
+    # The text tower is locked: its words are the sentence encoder's own.
+    from transformers import BertModel
+
+    table = BertModel.from_pretrained(text).get_input_embeddings().weight
+    torch.testing.assert_close(foundation.word_embedding_table(), table)
+
+
+def test_distillation_validates_averages_and_saves_what_it_validated(
+    data: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    more = ["run.ema=0.5", "run.chunks=2", "run.validate_every=2", f"validation.triplets={data / 'triplets.jsonl'}"]
+    config = _distil(data, tmp_path, clip_folder, *more)
+    light, metadata = load_light_encoder(train_distil(config))
+    assert (
+        light.sentence_length == 3
+        and metadata["word_space"] == load_foundation(f"local-dir:{clip_folder}").word_space()
+    )
+    lines = read_log(config.run.work_folder / "distil" / "log.jsonl")
+    measured = [line["validation"] for line in lines if "validation" in line]
+    steps = [line for line in lines if "loss" in line]
+    assert len(steps) == 4 and len(measured) == 2 and all(set(found) == {"R@1", "R@5", "R@10"} for found in measured)
+    assert {"gcd", "lar", "identity", "consistency", "norm"} <= steps[0].keys()
+    quarantine = [path.read_text() for path in config.run.work_folder.rglob("quarantine.jsonl")]
+    assert ["broken.png" in text for text in quarantine if text] == [True]  # the validation's own is empty
+    assert (config.run.work_folder / "distil" / "curves.png").stat().st_size > 1000
+
+
+def test_validation_leaves_out_what_cannot_be_read(
+    data: Path, clip_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = [
+        {"reference": "broken.png", "modifier": "is red", "target": "red1.png"},
+        {"reference": "red1.png", "modifier": "is nothing", "target": "broken.png"},
+    ]
+    lines = [json.dumps(triplet) for triplet in broken]
+    for name, some in (("some", (data / "triplets.jsonl").read_text().splitlines()), ("none", [])):
+        _write_lines(tmp_path / f"{name}.jsonl", lines + some)
+    images = f"validation.images={data}"
+    with caplog.at_level("INFO"):
+        train_distil(_distil(data, tmp_path, clip_folder, f"validation.triplets={tmp_path / 'some.jsonl'}", images))
+    assert "2 triplets left out" in caplog.text
+    assert "validation: 8 queries in a gallery of 14" in caplog.text
+    with pytest.raises(DataError, match="none of 2 triplets to validate on"):
+        more = [f"validation.triplets={tmp_path / 'none.jsonl'}", f"run.out={tmp_path / 'other'}"]
+        train_distil(_distil(data, tmp_path, clip_folder, *more, images))
+
+
+def test_a_changed_configuration_is_refused_by_key_and_accepted_when_told(
+    data: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    train_distil(_distil(data, tmp_path, clip_folder))
+    with pytest.raises(CheckpointError, match=r"config\.scale.*20.*30"):
+        train_distil(_distil(data, tmp_path, clip_folder, "distil.scale=30.0"))
+    train_distil(_distil(data, tmp_path, clip_folder, "distil.scale=30.0", "run.allow_changes=true", "run.epochs=3"))
+
+
+def test_the_symmetric_encoder_and_transagg_train_and_evaluate(
+    data: Path, clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    symmetric = train_distil(_distil(data, tmp_path, clip_folder, "student.symmetric=true"))
+    assert load_symmetric_encoder(symmetric)[0].word_width == WORD_WIDTH
+    words = ["train", "union", str(data / "triplets.jsonl"), "--foundation", f"local-dir:{clip_folder}"]
+    words += ["--device", "cpu", "--epochs", "1", "--set", "workers=0"]
+    assert main([*words, "union.batch=4", "--light", str(symmetric), "--out", str(tmp_path / "union")]) == 0
+    assert load_union_head(tmp_path / "union")[0].embedding_width == EMBEDDING_WIDTH
+    system = ["triplets.system=transagg", "transagg.target=sum", "transagg.batch=4"]
+    assert main([*words, *system, "--out", str(tmp_path / "transagg")]) == 0
+    _, metadata = load_transagg(tmp_path / "transagg")
+    assert metadata["target"] == "sum"
+    assert "transagg" in capsys.readouterr().out
+
+
+def test_blips_matching_encoder_says_what_lar_is(data: Path, tmp_path: Path) -> None:
+    blip = write_blip(tmp_path / "blip")
+    more = [f"foundation.name=blip:{blip}", "distil.lar=matching", "distil.gcd_weight=0.0", "run.epochs=10.0"]
+    off = ["distil.consistency_weight=0.0", "distil.identity_weight=0.0", "distil.lar_weight=1.0"]
+    config = _distil(data, tmp_path, blip, *more, *off, "distil.token_learner_lr=0.01")
+    train_distil(config)
+    found = [line["lar"] for line in read_log(config.run.work_folder / "distil" / "log.jsonl")]
+    assert len(found) == 20 and np.mean(found[-4:]) < np.mean(found[:4])
+
+
+def test_what_is_asked_for_and_not_there_is_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["train", "distil", str(data), "--out", str(tmp_path / "o"), "--work", str(tmp_path / "w")]
+    cases = {
+        "unknown architecture 'ViT-L-41'; nearest: ViT-L-16, ViT-L-14": ["--foundation", "ViT-L-41"],
+        "unknown key distil.scal; did you mean distil.scale?": ["--foundation", "x", "--set", "distil.scal=1"],
+        "foundation.name is missing": [],
+    }
+    for expected, words in cases.items():
+        assert main([*base, *words]) == 1
+        error = capsys.readouterr().err
+        assert expected in error and len(error.strip().splitlines()) == 1, error
+
+
+def test_a_result_replaces_nothing_but_an_earlier_one(data: Path, clip_folder: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "light" / "precious.txt"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    with pytest.raises(CheckpointError, match=r"no earlier result.*checkpoint\.json"):
+        train_distil(_distil(data, tmp_path, clip_folder))
+    assert precious.read_text() == "mine" and not list(tmp_path.glob("light.work/teacher/*"))  # before anything is done
+    for more in (["run.out=."], [f"run.work={tmp_path / 'light' / 'work'}"]):
+        with pytest.raises(ConfigError, match="folder of its own and work outside it"):
+            _distil(data, tmp_path, clip_folder, *more)
+
+
+def test_another_start_is_another_foundation(data: Path, bert_folder: Path, tmp_path: Path) -> None:
+    text = _sentence_encoder(bert_folder, tmp_path)
+    words = ["train", "foundation", str(data / "captioned.jsonl"), "--text", str(text), "--trunk", "test_efficientnet"]
+    words += ["--batch", "8", "--epochs", "0.5", "--out", str(tmp_path / "f"), "--device", "cpu", "--set"]
+    assert main([*words, "data.workers=0", "start.size=32"]) == 0
+    assert main([*words, "data.workers=0", "start.size=64", "run.allow_changes=true"]) == 0
+    assert load_foundation(f"local-dir:{tmp_path / 'f'}").preprocessing.size == 64
+
+
+def test_too_small_parts_for_matching_are_refused_before_the_cache(data: Path, tmp_path: Path) -> None:
+    blip = write_blip(tmp_path / "blip")
+    more = [f"foundation.name=blip:{blip}", "distil.lar=matching", "run.chunks=8"]
+    with pytest.raises(DataError, match="fewer chunks"):
+        train_distil(_distil(data, tmp_path, blip, *more))
+    clip_matching = ["distil.lar=matching"]
+    with pytest.raises(FoundationError, match="no matching encoder"):
+        train_distil(_distil(data, tmp_path / "clip", write_clip(tmp_path / "c"), *clip_matching))
+    assert not list((tmp_path / "clip").glob("light.work/teacher/*"))
+
+
+def distil_here(processes: Processes, folder: Path) -> dict[str, Any]:
+    """Distil in this process and return the student's weights."""
+    inputs = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
+    config = _distil(Path(inputs["data"]), folder / f"run-{processes.world}", Path(inputs["clip"]), *inputs["more"])
+    return load_light_encoder(train_distil(config))[0].state_dict()
+
+
+def test_two_processes_train_the_weights_that_one_does(data: Path, clip_folder: Path, tmp_path: Path) -> None:
+    inputs = {"data": str(data), "clip": str(clip_folder), "more": ["distil.batch=4", "run.epochs=0.75"]}
+    (tmp_path / "inputs.json").write_text(json.dumps(inputs), encoding="utf-8")
+    alone = distil_here(Processes(), tmp_path)
+    first, second = run_in_two_processes(__file__, "distil_here", tmp_path)
+    for name, value in alone.items():
+        torch.testing.assert_close(first[name], second[name], rtol=0.0, atol=0.0)
+        torch.testing.assert_close(first[name], value, rtol=2e-3, atol=2e-4, msg=lambda text, n=name: f"{n}: {text}")

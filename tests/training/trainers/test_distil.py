@@ -1,0 +1,192 @@
+"""Distillation's options: LAR, frozen stages, mixed styles, the draw of pseudo-captions."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from asymcir_common import Preprocessing
+from asymcir_training import CheckpointError, DataError, Foundation, LightEncoder, load_foundation
+from asymcir_training.batches.views import Augmentation
+from asymcir_training.runs.settings import LoopConfig
+from asymcir_training.teacher.in_memory import embed_patches, embed_pictures
+from asymcir_training.trainers.distil import DistilConfig, distil, nearest_phrases
+from tiny_foundations import WORD_WIDTH
+from torch import Tensor
+from torch.nn import functional
+
+SPEC = Preprocessing(size=32, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+STILL = Augmentation(scale=(1.0, 1.0), shift=0.0, rotation_degrees=0.0, brightness=0.0)
+LOCAL = DistilConfig(
+    batch=8,
+    backbone_lr=3e-3,
+    token_learner_lr=5e-3,
+    gcd_weight=0.0,
+    lar_weight=1.0,
+    identity_weight=0.0,
+    consistency_weight=0.0,
+    augmentation=STILL,
+)
+EVERYTHING = dataclasses.replace(
+    LOCAL,
+    gcd_weight=1.0,
+    identity_weight=0.5,
+    consistency_weight=1.0,
+    nearest=3,
+    phrase_scale=5.0,
+    frozen=("conv_stem", "bn1"),
+    mix_after=("blocks.0",),
+    mix_share=0.5,
+    int8_share=0.5,
+    augmentation=Augmentation(),
+)
+
+
+@pytest.fixture(scope="module")
+def clip(clip_folder: Path) -> Foundation:
+    return load_foundation(f"local-dir:{clip_folder}")
+
+
+def _pictures() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+
+
+def _student() -> LightEncoder:
+    torch.manual_seed(0)
+    return LightEncoder("test_efficientnet", sentence_length=3, word_width=WORD_WIDTH, width=32, preprocessing=SPEC)
+
+
+def _distil(student: LightEncoder, clip: Foundation, config: DistilConfig, loop: LoopConfig, **changes: Any) -> None:
+    inputs: dict[str, Any] = {
+        "pictures": [_pictures()],
+        "teacher": embed_pictures(clip, [_pictures()]),
+        "patches": embed_patches(clip, [_pictures()]),
+        "phrases": ["cat", "dog", "red cat", "blue dog"],
+        "modifiers": ["is blue", "is red"],
+    }
+    distil(student, clip, **(inputs | changes), config=config, loop=loop)
+
+
+def _log(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_patches_of_many_pictures_are_those_of_each_normalised(clip: Foundation) -> None:
+    pictures = _pictures()[:5]
+    together = embed_patches(clip, [pictures[:2], pictures[2:]], batch=3)
+    with torch.no_grad():
+        alone = clip.encode_patches(clip.normalise_pixels(torch.from_numpy(pictures[3:4])))
+    assert together.dtype == torch.float16 and together.shape == (5, *alone.shape[1:])
+    torch.testing.assert_close(together[3:4].float(), functional.normalize(alone, dim=-1), rtol=1e-2, atol=1e-3)
+
+
+def test_local_alignment_alone_is_learnt_and_logged(clip: Foundation, tmp_path: Path) -> None:
+    _distil(_student(), clip, LOCAL, LoopConfig(folder=tmp_path, steps=40, log_every=1))
+    lines = _log(tmp_path)
+    assert all("lar" in line and not {"gcd", "identity", "consistency"} & line.keys() for line in lines)
+    first, last = (np.mean([line["lar"] for line in part]) for part in (lines[:5], lines[-5:]))
+    assert last < first - 0.1
+
+
+def test_every_loss_that_is_on_is_logged_and_frozen_stages_stay(clip: Foundation, tmp_path: Path) -> None:
+    student = _student()
+    before = {name: value.clone() for name, value in student.backbone.state_dict().items()}
+    _distil(student, clip, EVERYTHING, LoopConfig(folder=tmp_path, steps=2, log_every=1))
+    assert all({"gcd", "lar", "identity", "consistency", "norm"} <= line.keys() for line in _log(tmp_path))
+    after = student.backbone.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in after if name.startswith(("conv_stem.", "bn1.")))
+    for name in ("blocks.1.0.conv_exp.weight", "conv_head.weight", "bn2.running_mean"):
+        assert not torch.equal(after[name], before[name]), name
+
+
+def test_an_interrupted_distillation_with_everything_on_goes_on_exactly(clip: Foundation, tmp_path: Path) -> None:
+    whole, cut, again = _student(), _student(), _student()
+    _distil(whole, clip, EVERYTHING, LoopConfig(folder=tmp_path / "whole", steps=4, save_every=2))
+    loop = LoopConfig(folder=tmp_path / "cut", steps=4, save_every=2)
+    calls: list[int] = []
+
+    def interrupt(*_: object) -> None:
+        calls.append(len(calls))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    cut.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        _distil(cut, clip, EVERYTHING, loop)
+    again.register_forward_pre_hook(interrupt)
+    _distil(again, clip, EVERYTHING, loop)
+    assert len(calls) == 4 + 2  # from the state after two steps
+    expected = whole.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+
+
+def test_the_last_steps_are_rounded(clip: Foundation, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="int8_share from 0 to 1, got 2"):
+        dataclasses.replace(LOCAL, int8_share=2)
+    logs = []
+    for share in (0.0, 0.5):
+        folder = tmp_path / str(share)
+        config = dataclasses.replace(LOCAL, int8_share=share)
+        _distil(_student(), clip, config, LoopConfig(folder=folder, steps=6, log_every=1))
+        logs.append([line["loss"] for line in _log(folder)])
+    assert logs[0][:3] == logs[1][:3]
+    assert all(rounded != plain for rounded, plain in zip(logs[1][3:], logs[0][3:], strict=True))
+
+
+def test_weights_that_were_never_rounded_are_not_the_best(clip: Foundation, tmp_path: Path) -> None:
+    figures = iter([0.9, 0.8, 0.5, 0.7])  # after 1, 2, 3 and 4 steps
+    summary = distil(
+        _student(),
+        clip,
+        pictures=[_pictures()],
+        teacher=embed_pictures(clip, [_pictures()]),
+        patches=embed_patches(clip, [_pictures()]),
+        phrases=[],
+        modifiers=[],
+        config=dataclasses.replace(LOCAL, int8_share=0.5),
+        loop=LoopConfig(folder=tmp_path, steps=4, validate_every=1, best="R@1"),
+        validate=lambda encoder: {"R@1": next(figures)},
+    )
+    assert (summary.best_step, summary.best_figure) == (4, 0.7)
+
+
+def test_other_patches_make_another_run(clip: Foundation, tmp_path: Path) -> None:
+    loop = LoopConfig(folder=tmp_path, steps=1)
+    _distil(_student(), clip, LOCAL, loop)
+    with pytest.raises(CheckpointError, match="differs in teacher"):
+        _distil(_student(), clip, LOCAL, loop, patches=embed_patches(clip, [_pictures()]).flip(0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"patches": None}, "LAR needs the teacher's patch features"),
+        ({"phrases": []}, "need a text bank"),
+        ({"modifiers": []}, "needs modifiers"),
+    ],
+)
+def test_a_loss_without_what_it_needs_is_refused(
+    clip: Foundation, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        _distil(_student(), clip, EVERYTHING, LoopConfig(folder=tmp_path, steps=1), **changes)
+
+
+def test_nearest_phrases_come_nearest_first_with_shares_by_their_cosines() -> None:
+    torch.manual_seed(0)
+    teacher, bank = 3.0 * torch.randn(5, 8), functional.normalize(torch.randn(7, 8), dim=-1)
+    cosines = functional.normalize(teacher, dim=-1) @ bank.T
+    order = cosines.argsort(dim=1, descending=True)[:, :4]
+
+    def shares_at(scale: float) -> Tensor:
+        indices, shares = nearest_phrases(teacher, bank, 4, scale)
+        assert torch.equal(indices, order)
+        torch.testing.assert_close(shares.sum(dim=1), torch.ones(5))
+        return shares
+
+    torch.testing.assert_close(shares_at(0.0), torch.full((5, 4), 0.25))
+    torch.testing.assert_close(shares_at(2.0), (2.0 * cosines.gather(1, order)).softmax(dim=1))
+    assert (shares_at(1e6)[:, 0] > 0.99).all()

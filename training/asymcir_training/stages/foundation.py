@@ -1,0 +1,109 @@
+"""`asymcir train foundation`: a visual tower aligned to its locked text tower, from captioned pictures."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from asymcir_training.batches.scan import scan_pictures
+from asymcir_training.engine.processes import Processes
+from asymcir_training.errors import DataError
+from asymcir_training.foundation.creation import load_trunk_weights, write_foundation, write_initial_foundation
+from asymcir_training.foundation.digests import digest
+from asymcir_training.foundation.model import CONFIG_FILE, Foundation, load_foundation
+from asymcir_training.pictures.sets import PictureSet
+from asymcir_training.stages.config_files import to_plain
+from asymcir_training.stages.preparation import loop_of, open_run_pictures, prepare
+from asymcir_training.stages.sections import (
+    FoundationRun,
+)
+from asymcir_training.teacher.in_memory import embed_texts
+from asymcir_training.trainers.align import Wordings, align_visual_tower
+
+_LOG = logging.getLogger(__name__)
+
+
+def train_foundation(config: FoundationRun) -> Path:
+    """Align a visual tower to its locked text tower; returns the open_clip folder, for `local-dir:FOLDER`.
+
+    Raises:
+        TrainingError: see the errors of the parts.
+    """
+    execution = prepare(config.run, config, workers=config.data.workers, mark=CONFIG_FILE)
+    pictures = open_run_pictures(config.data.pictures, config.run)
+    scan = scan_pictures(pictures, folder=config.run.work_folder / "scan", workers=config.data.workers)
+    kept = np.asarray([number for number in scan.kept if pictures.captions(int(number))], dtype=np.int64)
+    if not len(kept):
+        raise DataError(
+            f"none of {len(scan.kept)} pictures has a caption: give a JSON-lines list with captions, or a text file of "
+            "the picture's name beside each"
+        )
+    if len(kept) < len(scan.kept):
+        _LOG.warning("%d of %d pictures have no caption: left out", len(scan.kept) - len(kept), len(scan.kept))
+    foundation, source = _start_foundation(config, execution.processes)
+    foundation.to(execution.processes.device)
+    labels, wordings = _embed_captions(foundation, pictures, kept)
+    visual = foundation.model.visual
+    visual.requires_grad_(True)
+    visual.to(memory_format=torch.channels_last)
+    is_timm = hasattr(visual, "trunk")
+    _LOG.info("aligning on %d pictures with %d sets of captions", len(kept), len(wordings))
+    scale = align_visual_tower(
+        visual.trunk if is_timm else visual,
+        visual.head if is_timm else nn.Identity(),
+        encode=foundation.encode_pixels,
+        preprocessing=foundation.preprocessing,
+        pictures=pictures,
+        kept=kept,
+        labels=labels,
+        wordings=wordings,
+        config=config.align,
+        loop=loop_of(config.run, "foundation", rows=len(kept), batch=config.align.batch),
+        execution=execution,
+    )
+    foundation.model.logit_scale.data.fill_(float(np.log(scale)))
+    if execution.processes.is_main:
+        write_foundation(foundation, config.run.out, source=source, pretrained=config.start.pretrained)
+    execution.processes.barrier()
+    return config.run.out
+
+
+def _start_foundation(config: FoundationRun, processes: Processes) -> tuple[Foundation, str]:
+    """Load what the foundation starts from; returns it and the name that it was loaded by."""
+    start = config.start
+    if start.text is None:
+        assert start.name is not None
+        foundation = load_foundation(start.name, start.pretrained)
+        if start.trunk_weights is not None:
+            trunk = getattr(foundation.model.visual, "trunk", None)
+            if trunk is None:
+                raise DataError(f"start.trunk_weights is for a timm tower; the visual tower of {start.name} is none")
+            load_trunk_weights(trunk, start.trunk_weights)
+        return foundation, start.name
+    # By what it was asked for, so that another start is another folder.
+    folder = config.run.work_folder / f"start-{digest(weights={}, facts=to_plain(start))[:8]}"
+    if processes.is_main and not (folder / CONFIG_FILE).is_file():  # written last
+        write_initial_foundation(
+            folder,
+            text=start.text,
+            trunk=start.trunk,
+            size=start.size,
+            trunk_weights=start.trunk_weights,
+            pretrained=start.trunk_pretrained,
+        )
+    processes.barrier()
+    return load_foundation(f"local-dir:{folder}"), f"local-dir:{folder}"
+
+
+def _embed_captions(
+    foundation: Foundation, pictures: PictureSet, kept: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], Wordings]:
+    """Embed every set of captions once; returns the set of each picture [n], and the wordings."""
+    numbers: dict[tuple[str, ...], int] = {}
+    labels = np.asarray([numbers.setdefault(pictures.captions(int(n)), len(numbers)) for n in kept], dtype=np.int64)
+    texts = [text for captions in numbers for text in captions]
+    embeddings = embed_texts(foundation, texts).cpu()
+    return labels, Wordings(embeddings, [len(captions) for captions in numbers])

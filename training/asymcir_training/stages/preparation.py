@@ -1,0 +1,107 @@
+"""What every stage does first: processes, the configuration beside the run, pictures, teacher outputs, the loop."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from asymcir_common.files import write_atomically
+
+from asymcir_training.engine.execution import Execution
+from asymcir_training.engine.precision import Precision
+from asymcir_training.engine.processes import start_processes
+from asymcir_training.errors import DataError
+from asymcir_training.foundation.model import Foundation
+from asymcir_training.models.checkpoints import (
+    RECORD_FILE,
+    check_free,
+)
+from asymcir_training.pictures.sets import PictureSet, open_pictures
+from asymcir_training.runs.settings import LoopConfig
+from asymcir_training.stages.config_files import to_plain
+from asymcir_training.stages.sections import (
+    RunSection,
+)
+from asymcir_training.teacher.cache import TeacherCache, build_teacher_cache, visual_digest
+
+_CONFIG_FILE = "config.json"
+_LOG = logging.getLogger(__name__)
+
+
+def prepare(run: RunSection, config: object, *, workers: int, mark: str = RECORD_FILE) -> Execution:
+    """Join the processes, refuse what the result would destroy, and keep the configuration beside the run's state."""
+    processes = start_processes(run.device)
+    check_free(run.out, mark)
+    if processes.is_main:
+        run.work_folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(to_plain(config), indent=2) + "\n"
+        path = run.work_folder / _CONFIG_FILE
+        if not path.is_file() or run.allow_changes:  # a resumed run has the configuration that it began with
+            write_atomically(path, text)
+    else:
+        logging.getLogger("asymcir_training").setLevel(logging.ERROR)  # one voice is enough
+    precision = Precision(run.precision, processes.device)
+    return Execution(processes=processes, precision=precision, chunks=run.chunks, workers=workers, ema=run.ema)
+
+
+def open_run_pictures(specs: Sequence[str], run: RunSection) -> PictureSet:
+    """Open a run's pictures; the tables of contents of archives are kept in its work folder."""
+    return open_pictures(specs, index_folder=run.work_folder / "archives")
+
+
+def loop_of(run: RunSection, stage: str, *, rows: int, batch: int, best: str = "") -> LoopConfig:
+    """Make the loop's settings of a run over so many rows, a batch a step."""
+    return LoopConfig(
+        folder=run.work_folder / stage,
+        steps=max(1, round(run.epochs * max(1, rows // batch))),
+        seed=run.seed,
+        save_every=run.save_every,
+        log_every=run.log_every,
+        validate_every=run.validate_every,
+        best=best,
+        tensorboard=run.tensorboard,
+        allow_changes=run.allow_changes,
+    )
+
+
+def open_teacher_cache(
+    root: Path, foundation: Foundation, pictures: PictureSet, execution: Execution, *, patches: bool
+) -> TeacherCache:
+    """Build the cache in the main process, whose progress is seen, then open it in every one."""
+
+    def build() -> TeacherCache:
+        return build_teacher_cache(
+            root,
+            foundation,
+            pictures,
+            patches=patches,
+            workers=execution.workers,
+            device=execution.processes.device,
+            autocast=execution.precision.lower,
+        )
+
+    cache = build() if execution.processes.is_main else None
+    execution.processes.barrier()
+    return cache if cache is not None else build()
+
+
+def check_word_space(folder: Path, word_space: object, foundation: Foundation) -> None:
+    """Refuse an encoder of another foundation.
+
+    Raises:
+        DataError: the word spaces differ.
+    """
+    if word_space != foundation.word_space():
+        raise DataError(
+            f"the encoder {folder} is of the word space {str(word_space)[:12]}, the foundation of "
+            f"{foundation.word_space()[:12]}: pass the foundation that it was distilled from"
+        )
+
+
+def describe_foundation(foundation: Foundation) -> dict[str, str]:
+    """Say in a checkpoint what it belongs to: the text tower's space, and the visual tower that taught it."""
+    return {
+        "word_space": foundation.word_space(),
+        "foundation": foundation.name,
+        "visual_digest": visual_digest(foundation),
+    }

@@ -1,0 +1,399 @@
+"""Distil the light encoder and its token learner from the frozen foundation, on unlabeled images.
+
+GCD and LAR as the paper has them (LAR by a matching encoder, or in its form for CLIP-like models, which have none), and
+composition consistency (ours).
+
+The teacher sees the clean picture, once, before training; the student sees an augmented view of it and must still say
+what the teacher saw. That holds for every loss: an augmented view is a harder question with the same answer, and one
+pass of the large tower serves all epochs.
+
+Notation: n pictures, b batch over all processes, L sentence tokens, D word-embedding width, E joint-embedding width,
+P phrases, R patches.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from asymcir_training.batches.feeds import Feed, RowFeed
+from asymcir_training.batches.views import Augmentation
+from asymcir_training.engine.execution import Execution, Rows, pick, sample_rows
+from asymcir_training.engine.schedule import parameter_groups, seed_of_step
+from asymcir_training.errors import DataError
+from asymcir_training.foundation.digests import digest
+from asymcir_training.foundation.model import Foundation
+from asymcir_training.foundation.preprocessing import normalise_pixels
+from asymcir_training.foundation.prompts import TOKENS_MODIFIER_PROMPT
+from asymcir_training.models.int8_rounding import rounded_to_int8
+from asymcir_training.models.light_encoder import LightEncoder
+from asymcir_training.models.mix_style import freeze_stages, mixed_styles
+from asymcir_training.models.symmetric_encoder import SymmetricEncoder
+from asymcir_training.pictures.sets import ArrayPictures, PictureSet
+from asymcir_training.runs.loop import run_steps
+from asymcir_training.runs.settings import LoopConfig, RunSummary
+from asymcir_training.teacher.in_memory import embed_phrases
+from asymcir_training.trainers.losses import (
+    composition_consistency,
+    global_contrastive_distillation,
+    local_alignment_regularization,
+)
+from asymcir_training.trainers.matching_loss import draw_hard_negatives, local_alignment_by_matching
+from asymcir_training.trainers.optimisation import Optimisation
+
+_ROWS_AT_ONCE = 1024
+_LEAST_TO_MATCH = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistilConfig:
+    """Learning rates, batch, loss weights and augmentation of the distillation."""
+
+    batch: Annotated[int, "pictures of a step, over all processes"] = 96
+    backbone_lr: float = 3e-4
+    token_learner_lr: float = 1e-3
+    weight_decay: float = 0.05
+    scale: Annotated[float, "inverse temperature of the in-batch contrasts"] = 20.0
+    gcd_weight: Annotated[float, "of global contrastive distillation; 0 turns a loss off"] = 1.0
+    lar_weight: Annotated[float, "of local alignment regularization"] = 0.0
+    lar: Annotated[
+        Literal["late", "matching"], "late interaction with the teacher's patches, or BLIP's matching encoder"
+    ] = "late"
+    lar_group: Annotated[int, "pictures that late LAR contrasts with one another; 0: the batch"] = 0
+    consistency_weight: Annotated[float, "of composition consistency; needs phrases and modifiers"] = 1.0
+    identity_weight: Annotated[float, 'of the distance of text(tokens) to text("a photo of X")'] = 0.5
+    nearest: Annotated[int, "the pseudo-caption X is drawn among this many nearest phrases"] = 1
+    phrase_scale: Annotated[float, "inverse temperature of that draw; 0 draws evenly"] = 0.0
+    clip_norm: Annotated[float, "longest gradient"] = 5.0
+    int8_share: Annotated[float, "share of the steps, the last ones, that the encoder takes rounded to int8"] = 0.0
+    frozen: Annotated[tuple[str, ...], "modules of the backbone that stay as they are"] = ()
+    mix_after: Annotated[tuple[str, ...], "modules of the backbone after which styles are mixed"] = ()
+    mix_share: Annotated[float, "share of the pictures whose style is mixed"] = 0.5
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise DataError(f"expected a batch of 1 or more, got {self.batch}")
+        if not 0.0 <= self.mix_share <= 1.0:
+            raise DataError(f"expected mix_share from 0 to 1, got {self.mix_share}")
+        if not 0.0 <= self.int8_share <= 1.0:
+            raise DataError(f"expected int8_share from 0 to 1, got {self.int8_share}")
+        if self.lar_group < 0 or (self.lar_group and self.batch % self.lar_group):
+            raise DataError(f"expected lar_group to divide the batch of {self.batch}, got {self.lar_group}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """What one forward pass takes.
+
+    Attributes:
+        inputs: augmented pixels [b_c, 3, S, S] uint8, or patches [b_c, R, E] for a symmetric encoder.
+        modifiers: one for each.
+        numbers: [b_c], the pictures.
+        teacher: [b_c, E], the teacher's features of them.
+        rounded: whether the encoder computes in rounded 8-bit values.
+    """
+
+    inputs: Tensor
+    modifiers: Sequence[str]
+    numbers: NDArray[np.int64]
+    teacher: Tensor
+    rounded: bool
+
+
+def distil(
+    student: LightEncoder | SymmetricEncoder,
+    foundation: Foundation,
+    *,
+    pictures: PictureSet | Sequence[NDArray[np.uint8]],
+    kept: NDArray[np.int64] | None = None,
+    teacher: Rows,
+    patches: Rows | None = None,
+    phrases: Sequence[str],
+    modifiers: Sequence[str],
+    config: DistilConfig,
+    loop: LoopConfig,
+    execution: Execution | None = None,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+) -> RunSummary:
+    """Train the student in place; with an average of the weights, or a validation, it ends as that or as the best.
+
+    Args:
+        student: its token learner should have been anchored to the word table. A symmetric one reads the patches
+            instead of the pictures.
+        foundation: frozen.
+        pictures: a set of pictures, or arrays [n_i, S, S, 3] uint8, S the student's picture side.
+        kept: [n], the numbers of the pictures to train on; None takes all.
+        teacher: [n, E], the frozen visual tower's features of those pictures, of the clean view.
+        patches: [n, R, E], its patch features of the same view, for LAR.
+        phrases: the text bank that pseudo-captions come from.
+        modifiers: the changes that composition consistency draws from.
+        config, loop, execution: see their classes.
+        validate: takes the encoder to measure, in eval mode; returns figures.
+
+    Raises:
+        DataError: a loss that is on lacks its phrases, modifiers or patches.
+
+    Source: ISA, arXiv:2403.01431, for GCD and LAR; composition consistency is ours.
+    """
+    execution = execution or Execution()
+    device = execution.processes.device
+    shown = ArrayPictures(pictures) if isinstance(pictures, Sequence) else pictures
+    rows = np.arange(len(shown)) if kept is None else kept
+    share = len(execution.split(min(config.batch, len(rows))))
+    _check_inputs(
+        config,
+        phrases,
+        modifiers,
+        patches,
+        symmetric=isinstance(student, SymmetricEncoder),
+        least_part=min(config.batch, len(rows)) // (share * execution.processes.world),
+    )
+    bank = embed_phrases(foundation, phrases) if phrases else torch.zeros(1, teacher.shape[1], device=device)
+    bank_of_modifiers = [*modifiers] or [""]
+    nearest, shares = nearest_phrases(teacher, bank, min(config.nearest, len(bank)), config.phrase_scale)
+    late = config.lar_weight > 0.0 and config.lar == "late"
+    light = student if isinstance(student, LightEncoder) else None
+    student.train()
+    student.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rates: dict[nn.Module, float] = {student.token_learner: config.token_learner_lr}
+    if light is not None:
+        freeze_stages(light.backbone, config.frozen)
+        rates[light.backbone] = config.backbone_lr
+    optimisation = Optimisation(
+        student,
+        parameter_groups(rates, weight_decay=config.weight_decay),
+        execution=execution,
+        clip_norm=config.clip_norm,
+        steps=loop.steps,
+    )
+    feed: Feed | RowFeed
+    if light is None:
+        assert patches is not None
+        feed = RowFeed(patches, seed=loop.seed, batch=config.batch, execution=execution)
+    else:
+        feed = Feed(
+            shown,
+            rows,
+            spec=student.preprocessing,
+            augmentation=config.augmentation,
+            seed=loop.seed,
+            batch=config.batch,
+            steps=loop.steps,
+            execution=execution,
+        )
+
+    rounded_from = round(loop.steps * (1.0 - config.int8_share))
+
+    def encode(inputs: Tensor, *, rounded: bool) -> Tensor:
+        if isinstance(student, SymmetricEncoder):
+            return student.from_patches(inputs)
+        pixels = normalise_pixels(inputs.to(device).permute(0, 2, 3, 1), student.preprocessing)
+        with rounded_to_int8(rounded):
+            return student(pixels.contiguous(memory_format=torch.channels_last))
+
+    def represent(part: _Part) -> dict[str, Tensor]:
+        tokens = encode(part.inputs, rounded=part.rounded)  # [b_c, L, D]
+        said, places = foundation.compose_with_tokens(tokens)
+        found = {"said": said}
+        if late:
+            found["places"] = places
+        elif config.lar_weight:
+            found["matching"] = _match(foundation, tokens, said, shown, part)
+        if config.consistency_weight:
+            found["composed"] = foundation.compose_query(tokens, part.modifiers)
+        return found
+
+    def step(number: int) -> dict[str, float]:
+        batch = feed.take(number)
+        draw = torch.Generator().manual_seed(seed_of_step(loop.seed, number))
+        chosen = _draw_phrases(nearest[batch.whole], shares[batch.whole], draw)
+        drawn = [bank_of_modifiers[i] for i in torch.randint(len(bank_of_modifiers), (len(chosen),), generator=draw)]
+        own = execution.own_rows(len(chosen))
+        described = None
+        if config.consistency_weight:
+            pairs = zip(chosen[own], drawn[own], strict=True)
+            texts = [TOKENS_MODIFIER_PROMPT.format(tokens=phrases[i], modifier=text) for i, text in pairs]
+            described = execution.processes.gather(execution.encode_texts(foundation, texts))
+        seen = pick(teacher, batch.whole, device)
+        parts = [
+            _Part(
+                inputs=batch.pixels[part],
+                modifiers=drawn[own][part],
+                numbers=rows[batch.index[part]],
+                teacher=seen[own][part],
+                rounded=number >= rounded_from,
+            )
+            for part in execution.split(len(batch.whole))
+        ]
+        targets = Targets(
+            teacher=seen,
+            patches=pick(patches, batch.whole, device) if patches is not None and late else None,
+            named=bank[chosen],
+            described=described,
+        )
+        return optimisation.step(number, represent, parts, lambda said: sentence_losses(said, targets, config)) | {
+            "waited_s": batch.waited_s
+        }
+
+    identity = {
+        "trainer": "distil",
+        "config": asdict(config),
+        "execution": execution.identity(),
+        "validation": {"best": loop.best, "queries": getattr(validate, "digest", "")},
+        "student": student.config,
+        "word_space": foundation.word_space(),
+        "pictures": shown.digest,
+        "teacher": _digest_teacher(teacher, patches, phrases, modifiers),
+        "start": digest(weights=student.state_dict(), facts={}),
+    }
+    mixing = nullcontext() if light is None else mixed_styles(light.backbone, config.mix_after, config.mix_share)
+    with mixing:
+        summary = run_steps(
+            # Weights that were never rounded do not compete with those that were.
+            replace(loop, best_from=rounded_from if config.int8_share else 0),
+            identity=identity,
+            parts={"student": student, **optimisation.parts()},
+            step=step,
+            prepare=feed.start if isinstance(feed, Feed) else None,
+            describe=feed.describe if isinstance(feed, Feed) else None,
+            validate=None if validate is None else lambda _: optimisation.measure(validate),
+            best_parts={"model": optimisation.averaged},
+            processes=execution.processes,
+        )
+    optimisation.finish(loop, summary)
+    return summary
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Targets:
+    """What the sentences of a batch are held against.
+
+    Attributes:
+        teacher: [b, E], image features of the same pictures.
+        patches: [b, R, E], or None without LAR.
+        named: [b, E], text("a photo of X"), X the phrase that stands for each picture.
+        described: [b, E], text features of X with the drawn modifier, or None without composition consistency.
+    """
+
+    teacher: Tensor
+    patches: Tensor | None
+    named: Tensor
+    described: Tensor | None
+
+
+def sentence_losses(
+    said: Mapping[str, Tensor], targets: Targets, config: DistilConfig
+) -> dict[str, tuple[float, Tensor]]:
+    """Compute the losses of one batch of sentences.
+
+    Args:
+        said: `said` [b, E], text features of the sentences; `places` [b, L, E], what the text tower made of each
+            token, for LAR, or `matching` [b], LAR's terms from a matching encoder; `composed` [b, E], the sentences
+            with their modifiers, for composition consistency.
+        targets, config: see their classes.
+
+    Returns:
+        Name -> (weight, scalar), of the losses that are on.
+    """
+    found: dict[str, tuple[float, Tensor]] = {}
+    if "matching" in said:
+        found["lar"] = config.lar_weight, said["matching"].mean()
+    if config.gcd_weight:
+        found["gcd"] = config.gcd_weight, global_contrastive_distillation(said["said"], targets.teacher, config.scale)
+    if "places" in said and targets.patches is not None:
+        group = config.lar_group or len(targets.patches)
+        terms = [
+            local_alignment_regularization(places, patches.float(), config.scale)
+            for places, patches in zip(said["places"].split(group), targets.patches.split(group), strict=True)
+        ]
+        found["lar"] = config.lar_weight, torch.stack(terms).mean()
+    if config.identity_weight:
+        distance = 1.0 - functional.cosine_similarity(said["said"], targets.named, dim=-1).mean()
+        found["identity"] = config.identity_weight, distance
+    if config.consistency_weight and targets.described is not None:
+        consistency = composition_consistency(said["composed"], targets.described, config.scale)
+        found["consistency"] = config.consistency_weight, consistency
+    return found
+
+
+@torch.no_grad()
+def nearest_phrases(teacher: Rows, bank: Tensor, count: int, scale: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Find the phrases nearest to each picture under the teacher.
+
+    Args:
+        teacher: [n, E], any length.
+        bank: [P, E], L2-normalised.
+        count: phrases per picture.
+        scale: inverse temperature of their shares.
+
+    Returns:
+        Indices into the bank [n, count], nearest first, and their shares [n, count], which sum to 1; both on the CPU.
+    """
+    indices, values = [], []
+    for start in range(0, len(teacher), _ROWS_AT_ONCE):
+        index = np.arange(start, min(start + _ROWS_AT_ONCE, len(teacher)))
+        part = functional.normalize(pick(teacher, index, bank.device).float(), dim=-1)
+        found = (part @ bank.T).topk(count, dim=1)
+        indices.append(found.indices.cpu())
+        values.append(found.values.cpu())
+    return torch.cat(indices), (scale * torch.cat(values)).softmax(dim=1)
+
+
+def _match(foundation: Foundation, tokens: Tensor, said: Tensor, pictures: PictureSet, part: _Part) -> Tensor:
+    """Compute LAR's terms by the matching encoder, [b_c]: it looks at the clean pictures, negatives come from the part.
+
+    The large encoder's states are nearly a megabyte a picture, so they are computed anew and not cached.
+    """
+    spec = foundation.preprocessing
+    pixels = torch.from_numpy(np.stack([pictures.decode(int(number), spec) for number in part.numbers]))
+    with torch.no_grad():
+        states = foundation.encode_image_states(foundation.normalise_pixels(pixels.to(tokens.device)))
+    negatives = draw_hard_negatives(said, part.teacher)
+    return local_alignment_by_matching(foundation, tokens, states, negatives)
+
+
+def _draw_phrases(nearest: Tensor, shares: Tensor, draw: torch.Generator) -> list[int]:
+    """Draw one of the nearest phrases for each picture of a batch: [b, count] each -> b indices into the bank."""
+    chosen: list[int] = nearest.gather(1, torch.multinomial(shares, 1, generator=draw))[:, 0].tolist()
+    return chosen
+
+
+def _digest_teacher(teacher: Rows, patches: Rows | None, phrases: Sequence[str], modifiers: Sequence[str]) -> str:
+    """Name the teacher's answers and the texts; of a large file of them, an even sample of rows."""
+    weights = {"features": sample_rows(teacher)}
+    if patches is not None:
+        weights["patches"] = sample_rows(patches)
+    return digest(weights=weights, facts={"rows": len(teacher), "phrases": [*phrases], "modifiers": [*modifiers]})
+
+
+def _check_inputs(
+    config: DistilConfig,
+    phrases: Sequence[str],
+    modifiers: Sequence[str],
+    patches: Rows | None,
+    *,
+    symmetric: bool,
+    least_part: int,
+) -> None:
+    if not (config.gcd_weight or config.lar_weight or config.consistency_weight or config.identity_weight):
+        raise DataError("every loss has weight 0: give at least one a weight")
+    if (config.consistency_weight or config.identity_weight) and not phrases:
+        raise DataError("composition consistency and identity need a text bank: give phrases, or set both weights to 0")
+    if config.consistency_weight and not modifiers:
+        raise DataError("composition consistency needs modifiers: give some, or set its weight to 0")
+    if config.lar_weight and config.lar == "matching" and least_part < _LEAST_TO_MATCH:
+        raise DataError(
+            f"LAR by matching draws its negatives from the pictures of one part, and a part has {least_part}: ask for "
+            "fewer chunks or processes, or a larger batch"
+        )
+    if symmetric and patches is None:
+        raise DataError("a symmetric encoder reads the teacher's patch features: give them")
+    if config.lar_weight and config.lar == "late" and patches is None:
+        raise DataError("LAR needs the teacher's patch features: give them, or set its weight to 0")

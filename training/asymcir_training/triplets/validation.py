@@ -1,0 +1,201 @@
+"""Recall of composed queries over triplets, measured while an encoder trains.
+
+Notation: t triplets, r reference pictures, N gallery size, S picture side, E joint-embedding width.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from asymcir_common import ImageError, Preprocessing
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from asymcir_training.batches.workers import run_jobs
+from asymcir_training.engine.execution import Rows, pick
+from asymcir_training.errors import DataError
+from asymcir_training.foundation.digests import digest
+from asymcir_training.foundation.model import Foundation
+from asymcir_training.foundation.preprocessing import normalise_pixels
+from asymcir_training.models.light_encoder import LightEncoder
+from asymcir_training.models.symmetric_encoder import SymmetricEncoder
+from asymcir_training.pictures.files import PictureFiles
+from asymcir_training.triplets.pictures import TripletGallery
+from asymcir_training.triplets.ranking import measure_recall
+from asymcir_training.triplets.triplet import PictureTriplet
+
+_BATCH = 64
+_SAY_EVERY_S = 10.0
+_LOG = logging.getLogger(__name__)
+
+
+class TripletValidation:
+    """Measures an encoder: calling it returns R@1, R@5 and R@10 of composed queries in a gallery of type `original`.
+
+    A query's own reference is taken out of its ranking.
+
+    Attributes:
+        digest: names what is asked, so that figures of other questions are not compared.
+    """
+
+    def __init__(
+        self,
+        foundation: Foundation,
+        triplets: Sequence[PictureTriplet],
+        *,
+        gallery: TripletGallery,
+        features: Rows,
+        kept: Sequence[int],
+        spec: Preprocessing,
+        device: torch.device,
+    ) -> None:
+        """Read the references; triplets with a picture that cannot be read are left out.
+
+        Args:
+            foundation: frozen, on the device.
+            triplets: t of them.
+            gallery: what `gather_gallery` made of them.
+            features: [rows, E], the foundation's image features of the gallery's pictures, of those that can be read.
+            kept: [rows], the numbers of those pictures.
+            spec: how the encoder sees pictures.
+            device: to encode on.
+
+        Raises:
+            DataError: no triplet whose pictures can be read.
+        """
+        self._foundation, self._spec, self._device = foundation, spec, device
+        references = PictureFiles(list(dict.fromkeys(triplet.reference for triplet in triplets)))
+        squares: list[NDArray[np.uint8]] = []
+        places: dict[Path, int] = {}
+        for number, path in enumerate(references.paths):
+            try:
+                squares.append(references.decode(number, spec))
+            except ImageError as exc:
+                _LOG.warning("validation: %s", exc)
+            else:
+                places[path] = len(places)
+        usable, found = gallery.restrict(kept, [triplet.reference in places for triplet in triplets])
+        if not usable:
+            raise DataError(f"none of {len(triplets)} triplets to validate on has pictures that can be read")
+        if len(usable) < len(triplets):
+            _LOG.warning("validation: %d triplets left out: their pictures cannot be read", len(triplets) - len(usable))
+        asked = [triplets[number] for number in usable]
+        self._answers, self._excluded = found.answers, found.excluded
+        rows = pick(features, np.arange(len(features)), torch.device("cpu")).float()
+        self._gallery = functional.normalize(rows, dim=-1)
+        self._modifiers = [triplet.modifier for triplet in asked]
+        self._asked = np.asarray([places[triplet.reference] for triplet in asked], dtype=np.int64)
+        self._pixels = np.stack(squares)
+        self.digest = digest(
+            weights={},
+            facts={
+                "triplets": [f"{t.reference} {t.modifier} {t.target}" for t in asked],
+                "gallery": len(self._gallery),
+            },
+        )
+        _LOG.info("validation: %d queries in a gallery of %d", len(asked), len(self._gallery))
+
+    @torch.no_grad()
+    def __call__(self, encoder: nn.Module) -> dict[str, float]:
+        """Measure an encoder in eval mode."""
+        queries = compose_queries(
+            encoder, self._foundation, self._pixels, self._asked, self._modifiers, spec=self._spec, device=self._device
+        )
+        return measure_recall(functional.normalize(queries, dim=-1).cpu(), self._gallery, self._answers, self._excluded)
+
+
+@torch.no_grad()
+def compose_queries(
+    encoder: nn.Module,
+    foundation: Foundation,
+    pixels: NDArray[np.uint8],
+    asked: NDArray[np.int64],
+    modifiers: Sequence[str],
+    *,
+    spec: Preprocessing,
+    device: torch.device,
+) -> Tensor:
+    """Compose queries from reference pictures and modifiers.
+
+    Args:
+        encoder: light or symmetric, in eval mode: normalised pixels -> sentence tokens.
+        foundation: frozen.
+        pixels: [r, S, S, 3].
+        asked: [t], the reference of each query.
+        modifiers: t; an empty one leaves the change away.
+        spec: to normalise with.
+        device: to encode on.
+
+    Returns:
+        [t, E], not normalised, on the CPU.
+    """
+    tokens = []
+    for start in range(0, len(pixels), _BATCH):
+        batch = torch.from_numpy(pixels[start : start + _BATCH]).to(device)
+        tokens.append(encoder(normalise_pixels(batch, spec)))
+    known = torch.cat(tokens)  # [r, L, D]
+    found = []
+    for start in range(0, len(asked), _BATCH):
+        part = torch.from_numpy(asked[start : start + _BATCH]).to(known.device)
+        found.append(foundation.compose_query(known[part], modifiers[start : start + _BATCH]).float().cpu())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def compose_triplets(
+    encoder: LightEncoder | SymmetricEncoder,
+    foundation: Foundation,
+    references: Sequence[Path],
+    modifiers: Sequence[str],
+    *,
+    workers: int = 0,
+) -> Tensor:
+    """Compose the queries of triplets from their picture files, a block at a time.
+
+    Args:
+        encoder: in eval mode, on the foundation's device.
+        foundation: frozen.
+        references: [t], the picture that each asks with.
+        modifiers: t.
+        workers: processes that decode; 0: none beside this one.
+
+    Returns:
+        [t, E], not normalised, on the CPU.
+
+    Raises:
+        ImageError: a picture is corrupt.
+    """
+    spec, device = encoder.preprocessing, foundation.word_embedding_table().device
+    starts = range(0, len(references), _BATCH)
+    found = []
+    said_s = time.monotonic()
+    for start, (pixels, asked) in zip(
+        starts, run_jobs(_DecodeReferences(references=references, spec=spec), starts, workers=workers), strict=True
+    ):
+        part = modifiers[start : start + _BATCH]
+        queries = compose_queries(encoder, foundation, pixels.numpy(), asked.numpy(), part, spec=spec, device=device)
+        found.append(queries)
+        if time.monotonic() - said_s > _SAY_EVERY_S:
+            said_s = time.monotonic()
+            _LOG.info("queries: %d/%d", start + len(queries), len(references))
+    return torch.cat(found)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _DecodeReferences:
+    """Start of a block -> the pixels of its references, each once, and which of them each triplet asks with."""
+
+    references: Sequence[Path]
+    spec: Preprocessing
+
+    def __call__(self, start: int) -> tuple[Tensor, Tensor]:
+        block = self.references[start : start + _BATCH]
+        files = PictureFiles(list(dict.fromkeys(block)))
+        places = {path: place for place, path in enumerate(files.paths)}
+        pixels = np.stack([files.decode(number, self.spec) for number in range(len(files))])
+        return torch.from_numpy(pixels), torch.tensor([places[path] for path in block])
