@@ -21,6 +21,7 @@ from asymcir_benchmarks.pages.device_tables import lay_out_arm, lay_out_backbone
 from asymcir_benchmarks.pages.emojicir_tables import SKETCH_FIGURES, TARGET_FIGURES
 from asymcir_benchmarks.pages.markdown import describe_source, make_table
 from asymcir_benchmarks.pages.server_tables import lay_out_server_answers, lay_out_server_sizes
+from asymcir_benchmarks.pages.summary_table import SUMMARY_RESULTS, lay_out_summary
 from asymcir_benchmarks.pages.training_tables import lay_out_training_millions
 
 PAGES = (Path("README.md"), Path("demo/README.md"))
@@ -28,6 +29,7 @@ OPTIONAL_PAGES = (
     Path("training/RESULTS.md"),
     Path("benchmarks/README.md"),
     Path("docs/backbones.md"),
+    Path("docs/evaluation.md"),
     Path("docs/raspberry-pi.md"),
     Path("docs/server-sizes.md"),
     Path("docs/training.md"),
@@ -66,14 +68,16 @@ def fill(text: str, results: Path) -> str:
         name = match["name"]
         if name not in _TABLES:
             raise BenchmarkError(f"no table {name!r}: expected one of {', '.join(_TABLES)}")
-        file, table = _TABLES[name]
+        files, table = _TABLES[name]
+        paths = [results / file for file in ([files] if isinstance(files, str) else files)]
         try:
-            record = json.loads((results / file).read_text(encoding="utf-8"))
-            return f"{match[1]}{table(record)}\n{match[3]}"
+            records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+            return f"{match[1]}{table(*records)}\n{match[3]}"
         except OSError as exc:
-            raise BenchmarkError(f"no results for the table {name!r}: cannot read {results / file}") from exc
+            raise BenchmarkError(f"no results for the table {name!r}: cannot read {exc.filename}") from exc
         except KeyError as exc:
-            raise BenchmarkError(f"{results / file} lacks {exc} for the table {name!r}: measure again") from exc
+            named = ", ".join(map(str, paths))
+            raise BenchmarkError(f"{named} lacks {exc} for the table {name!r}: measure again") from exc
 
     return _BLOCK.sub(replace, text)
 
@@ -195,7 +199,8 @@ def _recipe(record: Mapping[str, Any]) -> str:
     return make_table(rows) + f"\n\n{describe_source(record)}"
 
 
-_TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+_TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
+    "summary": (SUMMARY_RESULTS, lay_out_summary),
     "run": ("demo.json", _run),
     "recipe": ("demo-recipe.json", _recipe),
     **{
