@@ -10,6 +10,9 @@ from asymcir_benchmarks.pages.markdown import describe_source, make_table
 DEFAULT_BACKBONE = "mobilenetv4_conv_small_050"
 """What the goals are held to: the smallest that is recommended."""
 
+LEAST_COSINE = 0.99
+"""Below this, a file on ARM does not compute what it computes on x86."""
+
 _HEAD = (
     "backbone",
     "M parameters",
@@ -77,7 +80,10 @@ def lay_out_goals(record: Mapping[str, Any]) -> str:
 
 
 def lay_out_arm(record: Mapping[str, Any]) -> str:
-    """A row for each model and precision that was counted, as a whole and without its preprocessing."""
+    """A row for each model and precision that was counted, as a whole and without its preprocessing.
+
+    A cosine below LEAST_COSINE is marked as a failure.
+    """
     figures = record["figures"]
     suffix, agreement = ", M instructions", ", ARM to x86, min cosine"
     counts = {key.removesuffix(suffix): value for key, value in figures.items() if key.endswith(suffix)}
@@ -96,7 +102,7 @@ def lay_out_arm(record: Mapping[str, Any]) -> str:
             ratio = 0.0 if key.startswith(PREPROCESSING) else ratios.get(found or "", 0.0)
             cells += [_number(counts.get(found or ""), "{:,.1f}"), _number(1.0 / ratio if ratio else None, "{:.1f}")]
         cosines = [figures[found + agreement] for found in (key, alone) if found + agreement in figures]
-        rows.append([key, *cells, _number(min(cosines, default=None), "{:.5f}")])
+        rows.append([key, *cells, _cosine(min(cosines, default=None))])
     return make_table(rows) + f"\n\n{describe_source(record)}"
 
 
@@ -124,6 +130,11 @@ def lay_out_selftest(record: Mapping[str, Any]) -> str:
 
 def _number(value: float | None, form: str = "{:.3g}") -> str:
     return "-" if value is None else form.format(value)
+
+
+def _cosine(value: float | None) -> str:
+    shown = _number(value, "{:.5f}")
+    return shown if value is None or value >= LEAST_COSINE else f"**{shown}, failed**"
 
 
 def _verdict(value: float | None) -> str:

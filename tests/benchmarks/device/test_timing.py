@@ -118,6 +118,8 @@ def test_goals_and_arm_tables() -> None:
         "| demo, int8, from 640 x 480 | 60.0 | - | - | - | - |",
         "| picture preparation alone, fp32 | 8.0 | - | - | - | - |",
     ]
+    spoilt = lay_out_arm({"figures": counted | {"demo, int8, ARM to x86, min cosine": -0.05}, **SOURCE})
+    assert "| demo, int8 | 40.0 | 40.0 | 32.0 | 50.0 | **-0.05000, failed** |" in spoilt
 
 
 def test_the_selftest_table_shows_failures() -> None:

@@ -57,7 +57,7 @@ def test_every_number_in_the_pages_is_the_one_in_the_results() -> None:
 
 
 def test_a_typed_number_is_noticed() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
     start = text.index("<!-- figures emojicir-test -->")
     changed = text[:start] + text[start:].replace("0.", "1.", 1)
     assert changed != text and docs.fill(changed, ROOT / docs.RESULTS) == text
