@@ -5,7 +5,7 @@ DEMO := .venv-demo
 PROTO := .venv-proto
 PROTO_FILE := protos/asymcir_protos/v1/retrieval.proto
 
-.PHONY: help install demo demo-assets emoji ablation check test proto proto-check bench bench-arm bench-device bench-server-sizes bench-training clean
+.PHONY: help install demo demo-assets emoji ablation check docs test proto proto-check bench bench-arm bench-device bench-server-sizes bench-training clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,10 @@ check: $(DEV)/ready proto-check  ## Lint, types, import directions, generated co
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
+
+docs: $(DEV)/ready  ## Build the documentation as a site in .site (no network; a warning is an error)
+	NO_MKDOCS_2_WARNING=1 $(DEV)/bin/python -m mkdocs build --quiet
+	@echo "open .site/index.html"
 
 proto: $(PROTO)/ready  ## Generate the gRPC code from the .proto file
 	$(PROTO)/bin/python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTO_FILE)
@@ -92,4 +96,4 @@ bench-server-sizes: $(DEV)/ready  ## Write and time server towers, ViT-B/32 to V
 	$(DEV)/bin/python -m asymcir_benchmarks.pages.fill
 
 clean:  ## Remove the virtual environments and what the demo wrote
-	rm -rf $(DEV) $(DEMO) $(PROTO) demo/out
+	rm -rf $(DEV) $(DEMO) $(PROTO) .site demo/out
