@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import asymcir_common
 import asymcir_edge
 import asymcir_protos
 
@@ -67,7 +68,7 @@ class ArmMachine:
         command = [self.emulator, "-cpu", CPU, "-L", str(root)]
         if count_to is not None:
             command += ["-plugin", f"{self.work.resolve() / 'insn_count.so'},out={count_to}"]
-        packages = [root / "site", *(_parent_of(module) for module in (asymcir_protos, asymcir_edge))]
+        packages = [root / "site", *(_parent_of(module) for module in (asymcir_common, asymcir_protos, asymcir_edge))]
         environment = {
             "PATH": os.environ.get("PATH", os.defpath),
             "PYTHONPATH": os.pathsep.join(str(path) for path in packages),
