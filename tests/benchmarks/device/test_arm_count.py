@@ -273,7 +273,7 @@ def test_the_machine_sees_its_own_wheels_before_anything_of_this_one(work: Path,
     found = machine.run_json(["-c", script])
     first, *others = found["PYTHONPATH"].split(":")
     assert first == str(work / "root" / "site")
-    packages = zip(others, ("asymcir_protos", "asymcir_edge"), strict=True)
+    packages = zip(others, ("asymcir_common", "asymcir_protos", "asymcir_edge"), strict=True)
     assert all((Path(folder) / name).is_dir() for folder, name in packages)
     assert "HOME" not in found
 
