@@ -40,7 +40,7 @@ def lay_out_summary(
             f"{server['figures']['ViT-L-14, visual, fp32, MB']:,.0f} MB (ViT-L/14, fp32)",
         ],
         ["a query on the wire", f"{demo['figures']['query on the wire, bytes']:,.0f} bytes", "the photo"],
-        ["encode the query on the server, one x86 thread", f"{text_ms:.0f} ms (ViT-L/14's text tower, int8)", "-"],
+        ["encode a query on the server, one x86 thread", f"{text_ms:.0f} ms (ViT-L/14, int8)", "-"],
     ]
     composed, added = ("test triplets, composed, all, R@", "test triplets, picture + text, all, R@")
     for k in (10, 1):
