@@ -89,7 +89,7 @@ bench-training: $(DEV)/ready  ## Time distillation with and without the teacher 
 
 bench-server-sizes: $(DEV)/ready  ## Write and time server towers, ViT-B/32 to ViT-H/14 (needs demo-assets; 12 GB of disk, 10 GB of memory)
 	$(DEV)/bin/python -m asymcir_benchmarks.costs.server_bundles --out benchmarks/server/work --pictures demo/assets/queries \
-	  --foundation local-dir:demo/work/foundation --name demo --union demo/work/union-head --device demo/assets/device \
+	  --foundation local-dir:demo/work/foundation --name demo --union demo/work/union-head --device-bundle demo/assets/device \
 	  --search-set demo/assets
 	$(DEV)/bin/python -m asymcir_benchmarks.costs.server_timing --models benchmarks/server/work \
 	  --out benchmarks/results/server-sizes.json

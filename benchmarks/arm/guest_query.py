@@ -22,14 +22,14 @@ def main() -> int:
     """Run the queries, save the outputs, and print a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--bundle", type=Path, help="device bundle")
+    what.add_argument("--device-bundle", type=Path, help="device bundle")
     what.add_argument("--model", type=Path, help="ONNX file with one input")
     parser.add_argument("--precision", help="of the bundle's encoder (default: the bundle's own)")
     parser.add_argument("--inputs", type=Path, required=True, help=".npy, [n, ...]: what the model takes, n times")
     parser.add_argument("--queries", type=int, help="run the first input so many times instead of each input once")
     parser.add_argument("--out", type=Path, required=True, help=".npy to write: [queries, ...]")
     args = parser.parse_args()
-    query = open_bundle(args.bundle, args.precision) if args.bundle else open_model(args.model)
+    query = open_bundle(args.device_bundle, args.precision) if args.device_bundle else open_model(args.model)
     inputs = np.load(args.inputs)
     chosen = inputs if args.queries is None else [inputs[0]] * args.queries
     outputs = np.stack([query(item) for item in chosen])

@@ -6,10 +6,13 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from asymcir_common.arguments import MAX_THREADS, add_device_bundle, add_server_bundle, whole_number
+
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 
 SPLITS = ("dev", "test", "novel")  # dataset.SPLITS, whose module would be a heavy import
 PUBLISHED = ("test", "novel")
+MAX_TRIPLETS = 100_000_000
 SYSTEMS = ("isa", "isa-symmetric", "transagg", "image", "text", "image+text")  # query_systems.SYSTEMS, likewise
 TARGETS = ("union", "sum", "original")
 FORMATS = ("auto", "lasco", "llavasco", "cirr", "sketchy", "jsonl")  # triplet_formats.FORMATS, likewise
@@ -30,8 +33,8 @@ def register_eval(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     emojicir.add_argument(
         "--split", action="append", choices=SPLITS, help="may be given again (default: test and novel)"
     )
-    emojicir.add_argument("--device", type=Path, metavar="DEVICE_BUNDLE", help="(default: ASSETS/device)")
-    emojicir.add_argument("--bundle", type=Path, metavar="SERVER_BUNDLE", help="(default: ASSETS/server)")
+    add_device_bundle(emojicir, required=False, help="the device bundle (default: ASSETS/device)")
+    add_server_bundle(emojicir, required=False, help="the server bundle (default: ASSETS/server)")
     emojicir.add_argument("--work", type=Path, help="build the galleries here and leave them (default: temporary)")
     emojicir.add_argument("--out", type=Path, help="write the figures here as JSON")
     emojicir.set_defaults(run=run_emojicir, log_level=logging.INFO)
@@ -48,7 +51,12 @@ def _register_triplets(datasets: "Subparsers[argparse.ArgumentParser]") -> None:
     triplets.add_argument("triplets", type=Path, metavar="TRIPLETS", help="JSON lines, or a list of LaSCo, CIRR, ...")
     triplets.add_argument("--format", choices=FORMATS, default="auto", help="of the list (default: auto)")
     triplets.add_argument("--images", type=Path, metavar="FOLDER", help="that the list's paths start from")
-    triplets.add_argument("--limit", type=int, metavar="N", help="evaluate so many, spread evenly over the list")
+    triplets.add_argument(
+        "--limit",
+        type=whole_number(1, MAX_TRIPLETS),
+        metavar="N",
+        help="evaluate so many, spread evenly over the list (default: all)",
+    )
     triplets.add_argument("--foundation", required=True, metavar="NAME", help="open_clip model, or local-dir:FOLDER")
     triplets.add_argument("--pretrained", metavar="TAG", help="pretrained tag or checkpoint of that model")
     triplets.add_argument("--system", required=True, choices=SYSTEMS, help="that asks")
@@ -64,7 +72,13 @@ def _register_triplets(datasets: "Subparsers[argparse.ArgumentParser]") -> None:
         "--keep-reference", action="store_true", help="leave the reference in its own ranking (FashionIQ's protocol)"
     )
     triplets.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    triplets.add_argument("--workers", type=int, default=0, help="processes that decode pictures (default: 0)")
+    triplets.add_argument(
+        "--workers",
+        type=whole_number(0, MAX_THREADS),
+        default=0,
+        metavar="N",
+        help="processes that decode pictures (default: 0)",
+    )
     triplets.add_argument("--cache", type=Path, metavar="FOLDER", help="keep the embeddings here (default: temporary)")
     triplets.add_argument("--json", type=Path, metavar="OUT", help="write the figures here")
     triplets.set_defaults(run=run_triplets, log_level=logging.INFO)
@@ -84,8 +98,8 @@ def run_emojicir(args: argparse.Namespace) -> int:
     splits = tuple(dict.fromkeys(args.split or PUBLISHED))
     dataset = EmojiCir.load(args.assets)
     dataset.require(splits)
-    device = DeviceBundle.load(args.device or args.assets / "device")
-    bundle = ServerBundle.load(args.bundle or args.assets / "server")
+    device = DeviceBundle.load(args.device_bundle or args.assets / "device")
+    bundle = ServerBundle.load(args.server_bundle or args.assets / "server")
     cost = measure_cost(device.encoder_path(), device.preprocessing.size)
     with ExitStack() as stack:
         work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asymcir-eval-")))
@@ -99,7 +113,8 @@ def run_emojicir(args: argparse.Namespace) -> int:
     parts += [format_goals(scope, goals) for scope, goals in goals_by_scope(reports, cost).items()]
     print("\n\n".join(parts))
     if args.out is not None:
-        published = (splits, args.assets, args.device, args.bundle) == (PUBLISHED, Path("demo/assets"), None, None)
+        asked = (splits, args.assets, args.device_bundle, args.server_bundle)
+        published = asked == (PUBLISHED, Path("demo/assets"), None, None)
         write_result(args.out, figures=emojicir_figures(reports, cost), command=COMMAND if published else None)
         print(f"figures: {args.out}")
     return 0

@@ -1,24 +1,9 @@
 """What device, server and training must do alike: manifests and digests, decoding and preparing pictures, errors.
 
-It imports nothing of ours, and depends on numpy and Pillow only.
+It imports nothing of ours, and depends on numpy and Pillow only. Names are imported when they are first used, so that
+the command's help and the completion of its words wait for neither; `__init__.pyi` lists them.
 """
 
-from asymcir_common.errors import AsymcirError, BundleError, ImageError, TokensError
-from asymcir_common.files import write_atomically
-from asymcir_common.manifest import Manifest, read_manifest, write_manifest
-from asymcir_common.pictures import Preprocessing, decode_image, preprocess, read_image
+import lazy_loader
 
-__all__ = [
-    "AsymcirError",
-    "BundleError",
-    "ImageError",
-    "Manifest",
-    "Preprocessing",
-    "TokensError",
-    "decode_image",
-    "preprocess",
-    "read_image",
-    "read_manifest",
-    "write_atomically",
-    "write_manifest",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from asymcir_common.arguments import MAX_PORT, whole_number
+
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 
 
@@ -22,7 +24,7 @@ def register_demo(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("demo/out"), help="gallery and contact sheet (default: demo/out)"
     )
-    parser.add_argument("--port", type=int, default=0, help="of the server (default: a free one)")
+    parser.add_argument("--port", type=whole_number(0, MAX_PORT), default=0, help="of the server (default: a free one)")
     parser.add_argument("--figures", type=Path, help="write what was measured here as JSON")
     parser.set_defaults(run=run_demo)
 
@@ -99,13 +101,14 @@ def run_demo(args: argparse.Namespace) -> int:
     print(f"\nDone in {elapsed_s:.0f} s, peak memory {memory_mb:.0f} MB. Try your own picture:\n")
     # The command may not be on the PATH: name the one that runs.
     asymcir = shlex.quote(sys.argv[0]) if Path(sys.argv[0]).name == "asymcir" else "asymcir"
-    print(f"   {asymcir} serve --bundle {assets.server_bundle} --gallery {gallery} --port 50051 &")
+    print(f"   {asymcir} serve --server-bundle {assets.server_bundle} --gallery {gallery} --port 50051 &")
     print(
-        f"   {asymcir} query --image YOUR.jpg --text 'is blue' --server localhost:50051 --bundle {assets.device_bundle}"
+        f"   {asymcir} query --image YOUR.jpg --text 'is blue' --server localhost:50051 "
+        f"--device-bundle {assets.device_bundle}"
     )
     print("\nor your own gallery:\n")
-    print(f"   {asymcir} gallery build YOUR_PICTURES --bundle {assets.server_bundle} --out my-gallery")
-    print(f"   {asymcir} serve --bundle {assets.server_bundle} --gallery my-gallery --port 50052 &")
+    print(f"   {asymcir} gallery build YOUR_PICTURES --server-bundle {assets.server_bundle} --gallery my-gallery")
+    print(f"   {asymcir} serve --server-bundle {assets.server_bundle} --gallery my-gallery --port 50052 &")
     return 0
 
 

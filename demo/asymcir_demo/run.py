@@ -45,7 +45,7 @@ def serving(assets: Assets, gallery: Path, port: int) -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory() as folder:
         port_file = Path(folder) / "port"
-        command = [sys.executable, "-m", "asymcir_edge", "serve", "--bundle", str(assets.server_bundle)]
+        command = [sys.executable, "-m", "asymcir_edge", "serve", "--server-bundle", str(assets.server_bundle)]
         command += ["--gallery", f"emoji={gallery}", "--port", str(port), "--port-file", str(port_file)]
         log = Path(folder) / "log"
         with log.open("wb") as stream:

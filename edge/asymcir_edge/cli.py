@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The `asymcir` command: finds the subcommands, runs one, and turns every failure into one line and an exit code.
 
 A package adds a subcommand with an entry point of the group `asymcir.commands`: the name of the command and a function
@@ -20,9 +21,10 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from asymcir_common import AsymcirError
+from asymcir_common.arguments import ArgumentParser
 
 _DISTRIBUTION = "asymcir"
 _GROUP = "asymcir.commands"
@@ -52,6 +54,9 @@ _PACKAGES = (
 )
 _EXIT_ERROR, _EXIT_USAGE, _EXIT_INTERRUPTED, _EXIT_BROKEN_PIPE = 1, 2, 130, 141
 
+_COMPLETION = "_ARGCOMPLETE"
+"""Set by the shell, in the environment, when it asks for completions: argcomplete's protocol."""
+
 _EXTRA_OF_MODULE = {
     "faiss": "server",
     "ftfy": "server",
@@ -74,7 +79,7 @@ _EXTRA_OF_MODULE = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(ArgumentParser):
     """A parser that takes `-v` at every level, so that it may stand before or after the subcommand."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -87,6 +92,11 @@ class _Parser(argparse.ArgumentParser):
             default=argparse.SUPPRESS,
             help="log what happens, and print the traceback of an unexpected error",
         )
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line, with the prefix of every error of this command, and exit with code 2."""
+        _print_error(f"{message}; see {self.prog} --help")
+        self.exit(_EXIT_USAGE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,11 +123,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str]) -> int:
     verbose = "-v" in words or "--verbose" in words  # known before parsing: loading a subcommand may fail too
     try:
-        parser = _build_parser(words)
+        if _COMPLETION in os.environ:
+            _complete()
+        parser = build_parser(words)
         args = parser.parse_args(words)
         verbose = getattr(args, "verbose", False)
         if not hasattr(args, "run"):
-            parser.error("a command is missing: see --help")
+            parser.error("a command is missing")
         _configure_logging(logging.DEBUG if verbose else getattr(args, "log_level", logging.WARNING))
         return int(args.run(args))
     except SystemExit as exc:  # argparse: --help, --version, a wrong command line
@@ -143,8 +155,24 @@ def _run(words: Sequence[str]) -> int:
     return _EXIT_ERROR
 
 
-def _build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """Build the parser with the subcommand that `words` ask for, or with all where they name none."""
+def _complete() -> None:
+    """Write what may follow on the command line that the shell is at, and exit."""
+    import argcomplete
+
+    words = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT", "0"))].split()
+    argcomplete.autocomplete(build_parser(words[1:]))
+
+
+def build_parser(words: Sequence[str] | None = None) -> ArgumentParser:
+    """Build the parser of the command.
+
+    Args:
+        words: of a command line: only the subcommand that they ask for is imported and gets its options, and none where
+            they name none; the others are known by name. None builds all of them, for the pages and their tests.
+
+    Raises:
+        AsymcirError: the subcommand is one that comes with an installation, and there is none.
+    """
     version, commands = _find_commands()
     parser = _Parser(
         prog="asymcir",
@@ -152,16 +180,16 @@ def _build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version or '(not installed)'}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
-    asked = next((word for word in words if not word.startswith("-")), None)
-    if asked in commands:
-        commands[asked]()(subparsers)
-    elif version is None and asked in _SUMMARIES:
+    asked = next((word for word in words or () if not word.startswith("-")), None)
+    if version is None and asked in _SUMMARIES and asked not in commands:
         raise AsymcirError(
             f"{_DISTRIBUTION} is not installed, only importable, and then has only {', '.join(sorted(commands))}: "
             f"pip install {_DISTRIBUTION}"
         )
-    else:
-        for name in commands:
+    for name, load in commands.items():
+        if words is None or name == asked:
+            load()(subparsers)
+        else:
             subparsers.add_parser(name, help=_SUMMARIES.get(name, ""))
     return parser
 

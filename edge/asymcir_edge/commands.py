@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from asymcir_common import TokensError, read_image
+from asymcir_common.arguments import MAX_REPEATS, MAX_TOP_K, add_device_bundle, add_server, add_threads, whole_number
 from asymcir_protos import pack_tokens
 from asymcir_protos.tokens import TokenEncoding
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ def register_encode(subparsers: Any) -> None:
         description="Turn pictures into sentence tokens with a device bundle, and print their sizes and timings.",
     )
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PIC", help="picture files")
-    _add_bundle(parser)
+    _add_encoder(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -58,9 +59,11 @@ def register_query(subparsers: Any) -> None:
     source.add_argument("--image", type=Path, metavar="PIC", help="a picture file")
     source.add_argument("--tokens", type=Path, metavar="FILE.npy", help="sentence tokens that `asymcir encode` wrote")
     parser.add_argument("--text", default="", metavar="CHANGE", help='the typed change, such as "but blue"')
-    _add_server(parser)
-    _add_bundle(parser)
-    parser.add_argument("--top-k", type=_positive_int, default=10, metavar="K", help="hits at most (default 10)")
+    add_server(parser, timeout_s=_DEFAULT_TIMEOUT_S)
+    _add_encoder(parser)
+    parser.add_argument(
+        "--top-k", type=whole_number(1, MAX_TOP_K), default=10, metavar="K", help="hits at most (default: 10)"
+    )
     parser.add_argument(
         "--exclude", action="append", default=[], metavar="ID", help="an item that must not be answered; repeatable"
     )
@@ -68,7 +71,7 @@ def register_query(subparsers: Any) -> None:
         "--encoding",
         choices=get_args(TokenEncoding),
         default="fp16",
-        help="how the tokens travel (default fp16); int8 is half the size",
+        help="how the tokens travel; int8 is half the size (default: fp16)",
     )
     parser.add_argument(
         "--gallery", default="", metavar="NAME", help="the gallery to search (default: the server's first)"
@@ -84,7 +87,7 @@ def register_describe(subparsers: Any) -> None:
         help="print what a server holds: spaces, galleries, limits",
         description="Print what a server holds: its spaces, galleries and limits.",
     )
-    _add_server(parser)
+    add_server(parser, timeout_s=_DEFAULT_TIMEOUT_S)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_describe)
 
@@ -100,7 +103,7 @@ def register_selftest(subparsers: Any) -> None:
         "golden tokens, and time them. Prints JSON to standard output and a summary to standard error; the exit code "
         "is 1 if any of them differs.",
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a device bundle's folder")
+    add_device_bundle(parser)
     parser.add_argument(
         "--precision",
         action="append",
@@ -111,50 +114,23 @@ def register_selftest(subparsers: Any) -> None:
     _add_threads(parser)
     parser.add_argument(
         "--repeats",
-        type=_positive_int,
+        type=whole_number(1, MAX_REPEATS),
         default=DEFAULT_REPEATS,
         metavar="N",
-        help=f"timed runs of each encoder (default {DEFAULT_REPEATS})",
+        help=f"timed runs of each encoder (default: {DEFAULT_REPEATS})",
     )
     parser.add_argument("--json-only", action="store_true", help="print no summary")
     parser.set_defaults(run=_selftest)
 
 
-def _add_bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, required=True, metavar="DEVICE_BUNDLE", help="a device bundle's folder")
+def _add_encoder(parser: argparse.ArgumentParser) -> None:
+    add_device_bundle(parser)
     parser.add_argument("--precision", metavar="NAME", help="which of the bundle's encoders (default: the bundle's)")
     _add_threads(parser)
 
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--threads",
-        type=_positive_int,
-        default=1,
-        metavar="N",
-        help="threads that one picture is encoded with (default 1)",
-    )
-
-
-def _add_server(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--server", required=True, metavar="HOST:PORT", help="the retrieval server's address")
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=_DEFAULT_TIMEOUT_S,
-        metavar="SECONDS",
-        help=f"how long to wait for an answer (default {_DEFAULT_TIMEOUT_S:g})",
-    )
-
-
-def _positive_int(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
-_positive_int.__name__ = "whole number above 0"  # argparse puts it in "invalid ... value"
+    add_threads(parser, least=1, default=1, help="threads that one picture is encoded with (default: 1)")
 
 
 def _encode(args: argparse.Namespace) -> int:
@@ -168,7 +144,7 @@ def _encode(args: argparse.Namespace) -> int:
     reports = [report for _, report in encoded]
     if args.json:
         record = {
-            "bundle": str(args.bundle),
+            "bundle": str(args.device_bundle),
             "precision": encoder.precision,
             "word_space": encoder.bundle.word_space,
             "out": None if args.out is None else str(args.out),
@@ -201,7 +177,7 @@ def _query(args: argparse.Namespace) -> int:
             tokens, report = _encode_picture(encoder, args.image)
             device = {"decode_ms": report["decode_ms"], "encode_ms": report["encode_ms"]}
         else:
-            bundle = DeviceBundle.load(args.bundle)
+            bundle = DeviceBundle.load(args.device_bundle)
             tokens = _read_tokens(args.tokens, width=bundle.word_width)
         result = client.search(
             tokens,
@@ -247,7 +223,7 @@ def _selftest(args: argparse.Namespace) -> int:
     from asymcir_edge.device.selftest import run_selftest
 
     report = run_selftest(
-        DeviceBundle.load(args.bundle),
+        DeviceBundle.load(args.device_bundle),
         precisions=args.precisions,
         threads=args.threads,
         repeats=args.repeats,
@@ -263,7 +239,7 @@ def _open_encoder(args: argparse.Namespace) -> "QueryEncoder":
     from asymcir_edge.device.bundle import DeviceBundle
     from asymcir_edge.device.encoder import QueryEncoder
 
-    return QueryEncoder(DeviceBundle.load(args.bundle), precision=args.precision, threads=args.threads)
+    return QueryEncoder(DeviceBundle.load(args.device_bundle), precision=args.precision, threads=args.threads)
 
 
 def _encode_picture(encoder: "QueryEncoder", path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from asymcir_common.arguments import add_device_bundle, add_server_bundle
+
 _STORAGES = ("fp32", "fp16", "int8", "int4")
 _COMPUTES = ("fp32", "fp16", "int8")
 
@@ -35,9 +37,12 @@ def _register_device(kinds: Any) -> None:
         "coreml-fp16, coreml-linear8, coreml-palettized8, coreml-palettized6, coreml-w8a8",
     )
     parser.add_argument("--no-coreml", dest="coreml", action="store_false", help="write no Core ML package")
-    parser.add_argument("--server", type=Path, metavar="BUNDLE", help="server bundle of the same foundation")
+    add_server_bundle(parser, required=False, help="server bundle of the same foundation")
     parser.add_argument(
-        "--search-set", type=Path, metavar="FOLDER", help="queries and gallery to measure R@10 with; needs --server"
+        "--search-set",
+        type=Path,
+        metavar="FOLDER",
+        help="queries and gallery to measure R@10 with; needs --server-bundle",
     )
     parser.add_argument("--foundation", metavar="NAME", help="check that the checkpoint belongs to this foundation")
     parser.add_argument("--pretrained", metavar="TAG", help="its pretrained tag or checkpoint")
@@ -61,9 +66,12 @@ def _register_server(kinds: Any) -> None:
             default="fp32",
             help=f"what the {tower} tower computes in; int8 is dynamic for a transformer, static for a convnet",
         )
-    parser.add_argument("--device", type=Path, metavar="BUNDLE", help="device bundle of the same foundation")
+    add_device_bundle(parser, required=False, help="device bundle of the same foundation")
     parser.add_argument(
-        "--search-set", type=Path, metavar="FOLDER", help="queries and gallery to measure R@10 with; needs --device"
+        "--search-set",
+        type=Path,
+        metavar="FOLDER",
+        help="queries and gallery to measure R@10 with; needs --device-bundle",
     )
     parser.set_defaults(run=_run_server, log_level=logging.INFO)
 
@@ -123,7 +131,7 @@ def _run_device(args: argparse.Namespace) -> int:
             for name in (VARIANTS if args.variants is None else args.variants)
             if args.coreml or not name.startswith("coreml-")
         ],
-        server=args.server,
+        server=args.server_bundle,
         search_set=args.search_set,
         sources=[*metadata.get("sources", []), *args.sources],
         force=args.force,
@@ -161,7 +169,7 @@ def _run_server(args: argparse.Namespace) -> int:
         table_storage=args.table_storage,
         text_compute=args.text_compute,
         visual_compute=args.visual_compute,
-        device=args.device,
+        device=args.device_bundle,
         search_set=args.search_set,
         sources=args.sources,
         force=args.force,

@@ -6,6 +6,20 @@ import re
 import sys
 from pathlib import Path
 
+from asymcir_common.arguments import (
+    MAX_BATCH_SIZE,
+    MAX_IN_FLIGHT,
+    MAX_PORT,
+    MAX_THREADS,
+    MAX_TIMEOUT_S,
+    MAX_TOP_K,
+    add_gallery_folder,
+    add_server_bundle,
+    add_threads,
+    seconds,
+    whole_number,
+)
+
 DEFAULT_PORT = 50051
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
@@ -23,21 +37,33 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         "is listed in the snapshot's quarantine.jsonl with the reason. Servers that run keep their snapshot.",
     )
     build.add_argument("images", type=Path, metavar="IMAGES", help="a folder (recursive), a zip, or a .jsonl list")
-    build.add_argument("--bundle", type=Path, required=True, metavar="SERVER_BUNDLE", help="the server bundle")
-    build.add_argument("--out", type=Path, required=True, metavar="GALLERY", help="the gallery's folder")
+    add_server_bundle(build)
+    add_gallery_folder(build, help="the gallery's folder, made where there is none")
     build.add_argument(
         "--target", choices=["union", "original", "sum"], default="union", help="target representation (default: union)"
     )
-    build.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures per encoder run (default: 32)")
-    build.add_argument("--workers", type=int, default=0, metavar="N", help="decoding threads (default: one per core)")
-    build.add_argument("--threads", type=int, default=0, metavar="N", help="ONNX Runtime threads (default: its choice)")
+    build.add_argument(
+        "--batch-size",
+        type=whole_number(1, MAX_BATCH_SIZE),
+        default=32,
+        metavar="N",
+        help="pictures per encoder run (default: 32)",
+    )
+    build.add_argument(
+        "--workers",
+        type=whole_number(0, MAX_THREADS),
+        default=0,
+        metavar="N",
+        help="decoding threads (default: one per core, at most 8)",
+    )
+    add_threads(build, least=0, default=0, help="ONNX Runtime threads (default: its choice)")
     build.add_argument(
         "--replace-space", action="store_true", help="allow a snapshot of another target space than the current one"
     )
     build.set_defaults(run=run_gallery_build)
 
     info = actions.add_parser("info", help="check a gallery and say what it holds")
-    info.add_argument("gallery", type=Path, metavar="GALLERY")
+    add_gallery_folder(info)
     info.set_defaults(run=run_gallery_info)
 
 
@@ -49,34 +75,49 @@ def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         description="Serve galleries over gRPC, with the standard health and reflection services. "
         "SIGTERM and SIGINT let requests in flight end.",
     )
-    serve.add_argument("--bundle", type=Path, required=True, metavar="SERVER_BUNDLE", help="the server bundle")
+    add_server_bundle(serve)
     serve.add_argument(
         "--gallery",
         action="append",
         required=True,
-        metavar="[NAME=]PATH",
-        help="a gallery; repeatable, the first answers where a request names none (NAME: the folder's name)",
+        metavar="[NAME=]FOLDER",
+        help="a gallery's folder; repeatable, the first answers where a request names none (NAME: the folder's)",
     )
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
     )
-    serve.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"0 takes a free one (default: {DEFAULT_PORT})")
+    serve.add_argument(
+        "--port",
+        type=whole_number(0, MAX_PORT),
+        default=DEFAULT_PORT,
+        help=f"0 takes a free one (default: {DEFAULT_PORT})",
+    )
     serve.add_argument("--port-file", type=Path, metavar="FILE", help="write the port here once the server is ready")
-    serve.add_argument("--threads", type=int, default=0, metavar="N", help="ONNX Runtime threads (default: its choice)")
+    add_threads(serve, least=0, default=0, help="ONNX Runtime threads (default: its choice)")
     serve.add_argument(
         "--concurrency",
-        type=int,
-        default=max(2, os.cpu_count() or 1),
+        type=whole_number(1, MAX_THREADS),
+        default=min(max(2, os.cpu_count() or 1), MAX_THREADS),
         metavar="N",
         help="requests computed at the same time (default: one per core, at least 2)",
     )
     serve.add_argument(
-        "--max-in-flight", type=int, default=64, metavar="N", help="requests computed or waiting (default: 64)"
+        "--max-in-flight",
+        type=whole_number(1, MAX_IN_FLIGHT),
+        default=64,
+        metavar="N",
+        help="requests computed or waiting (default: 64)",
     )
-    serve.add_argument("--max-top-k", type=int, default=1000, metavar="N", help="most hits per answer (default: 1000)")
+    serve.add_argument(
+        "--max-top-k",
+        type=whole_number(1, MAX_TOP_K),
+        default=1000,
+        metavar="N",
+        help="most hits per answer (default: 1000)",
+    )
     serve.add_argument(
         "--drain-timeout",
-        type=float,
+        type=seconds(0.0, MAX_TIMEOUT_S),
         default=30.0,
         metavar="SECONDS",
         help="for requests in flight at the end (default: 30)",
@@ -93,10 +134,10 @@ def run_gallery_build(args: argparse.Namespace) -> int:
     config = BuildConfig(
         target=args.target, batch_size=args.batch_size, workers=args.workers, replace_space=args.replace_space
     )
-    bundle = ServerBundle.load(args.bundle, threads=args.threads)
+    bundle = ServerBundle.load(args.server_bundle, threads=args.threads)
     line = ProgressLine(sys.stderr)
     try:
-        report = build_gallery(args.images, bundle, args.out, config=config, progress=line.update)
+        report = build_gallery(args.images, bundle, args.gallery, config=config, progress=line.update)
     finally:
         line.close()
     print(
@@ -135,12 +176,12 @@ def run_serve(args: argparse.Namespace) -> int:
         print(f"serving {', '.join(folders)} on {server.address}", flush=True)
 
     folders = parse_galleries(args.gallery)
-    serve(args.bundle, folders, config, threads=args.threads, port_file=args.port_file, on_ready=announce)
+    serve(args.server_bundle, folders, config, threads=args.threads, port_file=args.port_file, on_ready=announce)
     return 0
 
 
 def parse_galleries(values: list[str]) -> dict[str, Path]:
-    """Read `[NAME=]PATH` arguments.
+    """Read `[NAME=]FOLDER` arguments.
 
     Raises:
         ListenError: a name is given twice.

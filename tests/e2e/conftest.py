@@ -44,7 +44,7 @@ def picture_list(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def gallery(assets: Path, picture_list: Path, asymcir: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("galleries") / "emoji"
-    done = asymcir("gallery", "build", picture_list, "--bundle", assets / "server", "--out", out)
+    done = asymcir("gallery", "build", picture_list, "--server-bundle", assets / "server", "--gallery", out)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -52,7 +52,16 @@ def gallery(assets: Path, picture_list: Path, asymcir: Run, tmp_path_factory: py
 @pytest.fixture(scope="session")
 def address(assets: Path, gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port_file = tmp_path_factory.mktemp("server") / "port"
-    command = [sys.executable, "-m", "asymcir_edge", "serve", "--bundle", assets / "server", "--gallery", gallery]
+    command = [
+        sys.executable,
+        "-m",
+        "asymcir_edge",
+        "serve",
+        "--server-bundle",
+        assets / "server",
+        "--gallery",
+        gallery,
+    ]
     process = subprocess.Popen(
         [*map(str, command), "--port", "0", "--port-file", str(port_file)], stderr=subprocess.PIPE
     )

@@ -15,7 +15,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def _query(asymcir: Run, assets: Path, address: str, *words: object) -> "subprocess.CompletedProcess[str]":
-    return asymcir("query", "--server", address, "--bundle", assets / "device", *words)
+    return asymcir("query", "--server", address, "--device-bundle", assets / "device", *words)
 
 
 def test_a_picture_in_an_unseen_style_finds_its_concept(asymcir: Run, assets: Path, address: str) -> None:
@@ -55,7 +55,7 @@ def test_int8_tokens_answer_like_fp16_at_half_the_size(asymcir: Run, assets: Pat
 
 def test_encoded_tokens_can_be_sent_later(asymcir: Run, assets: Path, address: str, tmp_path: Path) -> None:
     image, tokens = assets / "queries" / "woman.webp", tmp_path / "tokens.npy"
-    assert asymcir("encode", image, "--bundle", assets / "device", "--out", tokens).returncode == 0
+    assert asymcir("encode", image, "--device-bundle", assets / "device", "--out", tokens).returncode == 0
     assert np.load(tokens).shape[-1] == 384
     direct = json.loads(_query(asymcir, assets, address, "--image", image, "--json").stdout)
     later = json.loads(_query(asymcir, assets, address, "--tokens", tokens, "--json").stdout)
@@ -89,7 +89,7 @@ def test_a_device_bundle_of_another_word_space_is_refused(
     manifest = json.loads((other / MANIFEST_NAME).read_text(encoding="utf-8"))
     ours, manifest["properties"]["word_space"] = manifest["properties"]["word_space"], "0" * 64
     (other / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
-    done = asymcir("query", "--server", address, "--bundle", other, "--image", assets / "queries" / "woman.webp")
+    done = asymcir("query", "--server", address, "--device-bundle", other, "--image", assets / "queries" / "woman.webp")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "000000" in done.stderr and ours[:12] in done.stderr
 
@@ -102,7 +102,7 @@ def test_a_gallery_of_another_target_space_is_refused(
     manifest = json.loads((other / MANIFEST_NAME).read_text(encoding="utf-8"))
     manifest["properties"]["target_spaces"] = dict.fromkeys(("union", "original", "sum"), "0" * 64)
     (other / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
-    done = asymcir("serve", "--bundle", other, "--gallery", gallery, "--port", 0)
+    done = asymcir("serve", "--server-bundle", other, "--gallery", gallery, "--port", 0)
     assert done.returncode == 1 and "target space" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
@@ -114,9 +114,9 @@ def test_a_changed_byte_or_a_missing_file_does_not_load(
     shutil.copytree(assets / bundle, copy)
     largest = max((path for path in copy.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     if bundle == "device":
-        words = ["encode", assets / "queries" / "woman.webp", "--bundle", copy]
+        words = ["encode", assets / "queries" / "woman.webp", "--device-bundle", copy]
     else:
-        words = ["gallery", "build", picture_list, "--bundle", copy, "--out", tmp_path / "gallery"]
+        words = ["gallery", "build", picture_list, "--server-bundle", copy, "--gallery", tmp_path / "gallery"]
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
@@ -129,10 +129,10 @@ def test_a_changed_byte_or_a_missing_file_does_not_load(
 
 def test_no_server_and_a_port_in_use_are_one_line(asymcir: Run, assets: Path, gallery: Path, address: str) -> None:
     image = assets / "queries" / "woman.webp"
-    absent = asymcir("query", "--server", "127.0.0.1:1", "--bundle", assets / "device", "--image", image)
+    absent = asymcir("query", "--server", "127.0.0.1:1", "--device-bundle", assets / "device", "--image", image)
     assert absent.returncode == 1 and "asymcir serve" in absent.stderr and "Traceback" not in absent.stderr
     port = address.rpartition(":")[2]
-    taken = asymcir("serve", "--bundle", assets / "server", "--gallery", gallery, "--port", port)
+    taken = asymcir("serve", "--server-bundle", assets / "server", "--gallery", gallery, "--port", port)
     assert taken.returncode == 1 and port in taken.stderr and len(taken.stderr.strip().splitlines()) == 1
 
 
@@ -141,8 +141,8 @@ def test_torch_is_not_imported_by_what_runs_on_a_device_or_a_server(
 ) -> None:
     script = (
         "import sys; from asymcir_edge.cli import main; "
-        f"code = main(['gallery', 'build', {str(picture_list)!r}, '--bundle', {str(assets / 'server')!r}, "
-        f"'--out', {str(tmp_path / 'gallery')!r}]); "
+        f"code = main(['gallery', 'build', {str(picture_list)!r}, '--server-bundle', {str(assets / 'server')!r}, "
+        f"'--gallery', {str(tmp_path / 'gallery')!r}]); "
         "loaded = [name for name in ('torch', 'open_clip', 'timm', 'transformers', 'onnx') if name in sys.modules]; "
         "sys.exit(f'imported: {loaded}' if loaded or code else 0)"
     )

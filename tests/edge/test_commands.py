@@ -62,20 +62,20 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_encode_one(bundle: Path, pictures: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "tokens.npy"
-    done = run("encode", pictures["good"], "--bundle", bundle, "--out", out)
+    done = run("encode", pictures["good"], "--device-bundle", bundle, "--out", out)
     assert done.stderr == ""
     assert "tokens [4, 8]" in done.stdout and f"wrote {out}" in done.stdout
     expected = tiny.encode_naively(np.asarray(Image.open(pictures["good"])))
     np.testing.assert_allclose(np.load(out), expected, atol=1e-5)
-    assert "exists" in fails("encode", pictures["good"], "--bundle", bundle, "--out", out)
-    run("encode", pictures["good"], "--bundle", bundle, "--out", out, "--force")
+    assert "exists" in fails("encode", pictures["good"], "--device-bundle", bundle, "--out", out)
+    run("encode", pictures["good"], "--device-bundle", bundle, "--out", out, "--force")
     assert [path.name for path in tmp_path.iterdir()] == ["tokens.npy"]
 
 
 def test_encode_several_as_json(bundle: Path, pictures: dict[str, Path], tmp_path: Path) -> None:
     good = [path for name, path in sorted(pictures.items()) if name.startswith("good")]
     out = tmp_path / "tokens"
-    done = run("encode", *good, "--bundle", bundle, "--precision", "fp32", "--json", "--out", out)
+    done = run("encode", *good, "--device-bundle", bundle, "--precision", "fp32", "--json", "--out", out)
     record = json.loads(done.stdout)
     assert [picture["path"] for picture in record["pictures"]] == [str(path) for path in good]
     assert record["word_space"] == tiny.WORD_SPACE and record["precision"] == "fp32"
@@ -98,17 +98,17 @@ def test_encode_several_as_json(bundle: Path, pictures: dict[str, Path], tmp_pat
 )
 def test_bad_picture(bundle: Path, pictures: dict[str, Path], tmp_path: Path, name: str, message: str) -> None:
     out = tmp_path / "tokens.npy"
-    assert message in fails("encode", pictures["good"], pictures[name], "--bundle", bundle, "--out", out)
+    assert message in fails("encode", pictures["good"], pictures[name], "--device-bundle", bundle, "--out", out)
     assert not out.exists()
 
 
 def test_bad_paths(bundle: Path, pictures: dict[str, Path], tmp_path: Path) -> None:
     good = pictures["good"]
-    assert "No such file" in fails("encode", tmp_path / "nothing\nat all.png", "--bundle", bundle)
-    assert "found none" in fails("encode", good, "--bundle", tmp_path / "nothing")
-    assert "no encoder of precision 'int4'" in fails("encode", good, "--bundle", bundle, "--precision", "int4")
-    assert "is a folder" in fails("encode", good, "--bundle", bundle, "--out", tmp_path)
-    assert "no folder" in fails("encode", good, "--bundle", bundle, "--out", tmp_path / "a" / "b.npy")
+    assert "No such file" in fails("encode", tmp_path / "nothing\nat all.png", "--device-bundle", bundle)
+    assert "found none" in fails("encode", good, "--device-bundle", tmp_path / "nothing")
+    assert "no encoder of precision 'int4'" in fails("encode", good, "--device-bundle", bundle, "--precision", "int4")
+    assert "is a folder" in fails("encode", good, "--device-bundle", bundle, "--out", tmp_path)
+    assert "no folder" in fails("encode", good, "--device-bundle", bundle, "--out", tmp_path / "a" / "b.npy")
 
 
 def test_bad_bundles(pictures: dict[str, Path], tmp_path: Path) -> None:
@@ -116,11 +116,11 @@ def test_bad_bundles(pictures: dict[str, Path], tmp_path: Path) -> None:
     data = bytearray((changed / "encoder.onnx").read_bytes())
     data[-1] ^= 1
     (changed / "encoder.onnx").write_bytes(data)
-    assert "not the file" in fails("encode", pictures["good"], "--bundle", changed)
+    assert "not the file" in fails("encode", pictures["good"], "--device-bundle", changed)
     (changed / "encoder.onnx").unlink()
-    assert "lacks encoder.onnx" in fails("encode", pictures["good"], "--bundle", changed)
+    assert "lacks encoder.onnx" in fails("encode", pictures["good"], "--device-bundle", changed)
     no_graph = tiny.write_device_bundle(tmp_path / "no_graph", {"fp32": b"no graph"})
-    assert "cannot open" in fails("encode", pictures["good"], "--bundle", no_graph)
+    assert "cannot open" in fails("encode", pictures["good"], "--device-bundle", no_graph)
 
 
 class EchoServicer(retrieval_pb2_grpc.RetrievalServicer):
@@ -153,7 +153,7 @@ def server() -> Any:
 
 
 def test_query(bundle: Path, pictures: dict[str, Path], server: str) -> None:
-    query = ["query", "--image", pictures["good"], "--server", server, "--bundle", bundle]
+    query = ["query", "--image", pictures["good"], "--server", server, "--device-bundle", bundle]
     table = run(*query, "--text", "but blue 💙", "--exclude", "a", "--exclude", "b", "--top-k", 5).stdout
     header, first, second, *_ = table.splitlines()
     assert header.split() == ["rank", "score", "id", "name"]
@@ -168,7 +168,7 @@ def test_query(bundle: Path, pictures: dict[str, Path], server: str) -> None:
 def test_query_by_tokens(bundle: Path, pictures: dict[str, Path], server: str, tmp_path: Path) -> None:
     tokens = np.arange(32, dtype=np.float32).reshape(4, 8) / 4 + 1
     np.save(tmp_path / "tokens.npy", tokens)
-    query = ["query", "--server", server, "--bundle", bundle, "--tokens"]
+    query = ["query", "--server", server, "--device-bundle", bundle, "--tokens"]
     record = json.loads(run(*query, tmp_path / "tokens.npy", "--json").stdout)
     assert record["hits"][0]["score"] == 1.0
     np.save(tmp_path / "several.npy", tokens[None])
@@ -178,14 +178,14 @@ def test_query_by_tokens(bundle: Path, pictures: dict[str, Path], server: str, t
 
 
 def test_query_refused(bundle: Path, pictures: dict[str, Path], server: str, tmp_path: Path) -> None:
-    query = ["query", "--image", pictures["good"], "--server", server, "--bundle"]
+    query = ["query", "--image", pictures["good"], "--server", server, "--device-bundle"]
     assert "the modifier does not fit" in fails(*query, bundle, "--text", "x" * 10_000)
     other = tiny.write_device_bundle(tmp_path / "other", word_space="another")
     assert "does not fit this device: word_space another" in fails(*query, other)
 
 
 def test_server_not_running(bundle: Path, pictures: dict[str, Path]) -> None:
-    line = fails("query", "--image", pictures["good"], "--bundle", bundle, "--server", "127.0.0.1:1")
+    line = fails("query", "--image", pictures["good"], "--device-bundle", bundle, "--server", "127.0.0.1:1")
     assert line.endswith("no server answers at 127.0.0.1:1: start one with `asymcir serve`, or check the address")
     assert "HOST:PORT" in fails("describe", "--server", "127.0.0.1")
 

@@ -1,7 +1,7 @@
 """Server towers of every size and precision: what each weighs, and whether it answers as PyTorch does.
 
     python -m asymcir_benchmarks.costs.server_bundles --out FOLDER --pictures FOLDER [--models NAME ...]
-        [--foundation NAME --name NAME --union CHECKPOINT --device BUNDLE --search-set FOLDER]
+        [--foundation NAME --name NAME --union CHECKPOINT --device-bundle FOLDER --search-set FOLDER]
 
 An open_clip architecture comes with random weights: its size, its speed and the path that it takes do not need trained
 ones. The foundation is a trained one, with which R@10 is measured as well. Each is written as a server bundle in
@@ -12,7 +12,6 @@ A bundle that misses its thresholds is kept, to be timed, and its record says so
 write it.
 """
 
-import argparse
 import functools
 import gc
 import json
@@ -31,6 +30,7 @@ import onnx
 import open_clip
 import torch
 from asymcir_common import AsymcirError, preprocess, read_manifest, write_manifest
+from asymcir_common.arguments import ArgumentParser, add_device_bundle
 from asymcir_common.files import write_atomically
 from asymcir_common.manifest import SERVER_BUNDLE
 from asymcir_edge import QueryEncoder
@@ -90,9 +90,9 @@ class _Reference:
     expected: Mapping[str, NDArray[np.float32]]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write every model that is not there yet, and what was found."""
-    parser = argparse.ArgumentParser(prog="python -m asymcir_benchmarks.costs.server_bundles", description=__doc__)
+def build_parser() -> ArgumentParser:
+    """Build the parser of this command."""
+    parser = ArgumentParser(prog="python -m asymcir_benchmarks.costs.server_bundles", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="a folder for each model is written below it")
     parser.add_argument("--pictures", type=Path, required=True, help="to compare and to calibrate int8 on")
     parser.add_argument("--models", nargs="*", default=list(MODELS), help="open_clip architectures to build randomly")
@@ -100,8 +100,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", help="of the trained one's folder (default: its own name)")
     parser.add_argument("--pretrained", help="its pretrained tag or checkpoint")
     parser.add_argument("--union", type=Path, help="its trained UNION head")
-    parser.add_argument("--device", type=Path, help="its device bundle, to read the search set's pictures with")
+    add_device_bundle(
+        parser, required=False, help="the trained one's device bundle, to read the search set's pictures with"
+    )
     parser.add_argument("--search-set", type=Path, help="queries and gallery to measure its R@10 with")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write every model that is not there yet, and what was found."""
+    parser = build_parser()
     args = parser.parse_args(argv)
     if args.foundation and not args.union:
         parser.error("--foundation needs --union")
@@ -115,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 facts = write_model(lambda: _load(args.foundation, args.pretrained, args.union), folder, args.pictures)
                 if args.search_set:
                     word_space = read_manifest(folder / "fp32", format=SERVER_BUNDLE).require("word_space")
-                    reader = open_device(args.device, args.search_set, word_space)
+                    reader = open_device(args.device_bundle, args.search_set, word_space)
                     measure_answers(folder, facts, args.search_set, reader)
                 _finish(folder, facts | {"weights": "trained"})
         for name in args.models:

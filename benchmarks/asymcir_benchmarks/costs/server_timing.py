@@ -7,7 +7,6 @@ after round, so that whatever else the machine does meets all of them alike; pub
 float32. A query is QUERY_TOKENS long: start, "a photo of", six sentence tokens, a modifier of some words, end.
 """
 
-import argparse
 import json
 import logging
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from asymcir_common import AsymcirError
+from asymcir_common.arguments import MAX_REPEATS, ArgumentParser, whole_number
 from asymcir_server.encode.bundle import ServerBundle
 from numpy.typing import NDArray
 
@@ -40,16 +40,21 @@ _MEASURED = ("cosine_min", "cosine_mean", "error_to_spread", "recall_at_10_chang
 _LOG = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Time every tower and write the figures."""
-    parser = argparse.ArgumentParser(prog="python -m asymcir_benchmarks.costs.server_timing", description=__doc__)
+def build_parser() -> ArgumentParser:
+    """Build the parser of this command."""
+    parser = ArgumentParser(prog="python -m asymcir_benchmarks.costs.server_timing", description=__doc__)
     parser.add_argument(
         "--models", type=Path, required=True, help="what `asymcir_benchmarks.costs.server_bundles` wrote"
     )
-    parser.add_argument("--rounds", type=int, default=30, help="of the text towers")
-    parser.add_argument("--visual-rounds", type=int, default=3, help="of the visual towers")
+    parser.add_argument("--rounds", type=whole_number(1, MAX_REPEATS), default=30, help="of the text towers")
+    parser.add_argument("--visual-rounds", type=whole_number(1, MAX_REPEATS), default=3, help="of the visual towers")
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Time every tower and write the figures."""
+    args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         figures = measure(args.models, rounds={"text": args.rounds, "visual": args.visual_rounds})

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from asymcir_common.arguments import MAX_BATCH_SIZE, MAX_REPEATS, MAX_THREADS, ArgumentParser, whole_number
 from asymcir_training import Foundation, LightEncoder, UnionHead
 from asymcir_training.engine.execution import Execution
 from asymcir_training.engine.precision import Precision
@@ -48,18 +49,25 @@ GOALS = {
 _LOG = logging.getLogger(__name__)
 
 
-def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(prog="python -m asymcir_benchmarks.costs.training", description=__doc__)
+def build_parser() -> ArgumentParser:
+    """Build the parser of this command."""
+    parser = ArgumentParser(prog="python -m asymcir_benchmarks.costs.training", description=__doc__)
     parser.add_argument("--pictures", type=Path, default=Path("demo/assets/queries"), help="folder of real pictures")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     parser.add_argument("--backbone", default="mobilenetv4_conv_small_050")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=4, help="timed steps of each kind, after one to warm up")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--batch", type=whole_number(1, MAX_BATCH_SIZE), default=8)
+    parser.add_argument(
+        "--steps", type=whole_number(1, MAX_REPEATS), default=4, help="timed steps of each kind, after one to warm up"
+    )
+    parser.add_argument("--workers", type=whole_number(0, MAX_THREADS), default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure and write."""
+    args = build_parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger(__name__).setLevel(logging.INFO)
     figures = measure_union() | measure_distillation(args)

@@ -1,6 +1,6 @@
 """What a query costs on ARM, in executed instructions, and whether its tokens are those of this machine.
 
-    python -m asymcir_benchmarks.device.arm_count --root WORK --bundle DEVICE_BUNDLE --models FOLDER \
+    python -m asymcir_benchmarks.device.arm_count --root WORK --device-bundle FOLDER --models FOLDER \
         --pictures FOLDER --out RESULT [--selftest REPORT]
 
 The count is exact but for a few thousand instructions, however busy this machine is. It stands for time only between
@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 from asymcir_common import AsymcirError
+from asymcir_common.arguments import ArgumentParser, add_device_bundle
 from asymcir_common.files import write_atomically
 from asymcir_edge import DeviceBundle
 from asymcir_edge.device.golden import token_cosines
@@ -67,13 +68,13 @@ class Agreement:
     min_cosine: float
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Count, compare, print and write the figures."""
-    parser = argparse.ArgumentParser(
+def build_parser() -> ArgumentParser:
+    """Build the parser of this command."""
+    parser = ArgumentParser(
         prog="python -m asymcir_benchmarks.device.arm_count", description="Count the instructions of a query on ARM."
     )
     parser.add_argument("--root", type=Path, required=True, help="machine that benchmarks/arm/assemble made")
-    parser.add_argument("--bundle", type=Path, required=True, help="device bundle; all of its precisions are run")
+    add_device_bundle(parser, help="the device bundle; all of its precisions are run")
     parser.add_argument("--name", help="of the bundle's encoder in the figures (default: its folder's name)")
     parser.add_argument(
         "--models", type=Path, required=True, help="what `python -m asymcir_benchmarks.device.write_backbones` wrote"
@@ -81,7 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pictures", type=Path, required=True, help="folder of pictures to encode")
     parser.add_argument("--out", type=Path, required=True, help="JSON of the figures; those that still hold are kept")
     parser.add_argument("--selftest", type=Path, metavar="REPORT", help="run the bundle's self-test too, write it here")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Count, compare, print and write the figures."""
+    args = build_parser().parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     try:
         return _run(args)
@@ -93,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     machine = ArmMachine(work=args.root)
     pictures = load_pictures(args.pictures)
-    bundle = DeviceBundle.load(args.bundle)
+    bundle = DeviceBundle.load(args.device_bundle)
     ours = open_bundle(bundle, args.name or bundle.folder.resolve().name, pictures)
     few = pictures[:MODEL_PICTURES]
     figures = count_all([*open_peers(args.models, few), *ours, *open_backbones(args.models, few)], machine, args.out)
@@ -239,7 +245,8 @@ def run_selftest(machine: ArmMachine, bundle: Path, report: Path) -> None:
     Raises:
         BenchmarkError: the bundle did not pass; the report is written all the same.
     """
-    arguments = ["-m", "asymcir_edge", "selftest", str(bundle.resolve()), "--repeats", str(_SELFTEST_REPEATS)]
+    arguments = ["-m", "asymcir_edge", "selftest", "--device-bundle", str(bundle.resolve())]
+    arguments += ["--repeats", str(_SELFTEST_REPEATS)]
     done = machine.run([*arguments, "--json-only"])
     try:
         json.loads(done.stdout)

@@ -93,7 +93,7 @@ def open_bundle(bundle: DeviceBundle, name: str, pictures: Sequence[NDArray[np.u
             name=name,
             precision=precision,
             file=path,
-            arguments=("--bundle", str(bundle.folder.resolve()), "--precision", precision),
+            arguments=("--device-bundle", str(bundle.folder.resolve()), "--precision", precision),
             inputs=squares,
             camera=_make_camera(squares[0]),
         )

@@ -7,7 +7,6 @@ after round, so that whatever else the machine does meets all of them; published
 peer's faster precision. Pictures come at the network's own size: resizing them is counted for nobody.
 """
 
-import argparse
 import json
 import logging
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from asymcir_common import AsymcirError
+from asymcir_common.arguments import MAX_REPEATS, ArgumentParser, whole_number
 from asymcir_protos.tokens import pack_tokens
 from asymcir_protos.v1 import retrieval_pb2
 from numpy.typing import NDArray
@@ -43,18 +43,23 @@ _TYPES: Mapping[str, type[np.generic]] = {"tensor(uint8)": np.uint8, "tensor(flo
 _LOG = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Time every model and write the figures."""
-    parser = argparse.ArgumentParser(prog="python -m asymcir_benchmarks.device.timing", description=__doc__)
+def build_parser() -> ArgumentParser:
+    """Build the parser of this command."""
+    parser = ArgumentParser(prog="python -m asymcir_benchmarks.device.timing", description=__doc__)
     parser.add_argument(
         "--models", type=Path, required=True, help="what `python -m asymcir_benchmarks.device.write_backbones` wrote"
     )
     parser.add_argument(
         "--vit-l14", type=Path, help="ViT-L/14's image tower (`asymcir_benchmarks.device.write_peers --vit-l14`)"
     )
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=whole_number(1, MAX_REPEATS), default=60)
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Time every model and write the figures."""
+    args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         figures = measure(args.models, args.vit_l14, rounds=args.rounds)

@@ -11,7 +11,6 @@ Lower precision of random weights says nothing about accuracy: its files are wri
 Notation: S picture side, L sentence tokens, D word-embedding width.
 """
 
-import argparse
 import json
 import logging
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from asymcir_common import AsymcirError, preprocess
+from asymcir_common.arguments import MAX_SIDE, ArgumentParser, whole_number
 from asymcir_common.files import write_atomically
 from asymcir_export.bundles.variants import Source, measure_onnx
 from asymcir_export.checks.parity import encode_original, load_pictures
@@ -77,14 +77,21 @@ _SEED = 0
 _LOG = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write every backbone that is not there yet, and what was found."""
-    parser = argparse.ArgumentParser(prog="python -m asymcir_benchmarks.device.write_backbones", description=__doc__)
+def build_parser() -> ArgumentParser:
+    """Build the parser of this command."""
+    parser = ArgumentParser(prog="python -m asymcir_benchmarks.device.write_backbones", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="a folder for each backbone is written below it")
     parser.add_argument("--pictures", type=Path, required=True, help="to compare and to calibrate int8 on")
     parser.add_argument("--backbone", action="append", help=f"timm backbone (default: {', '.join(BACKBONES)})")
-    parser.add_argument("--size", type=int, default=BACKBONE_SIZE, help="of their pictures (default: %(default)s)")
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--size", type=whole_number(1, MAX_SIDE), default=BACKBONE_SIZE, help="of their pictures (default: %(default)s)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write every backbone that is not there yet, and what was found."""
+    args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     _LOG.setLevel(logging.INFO)
     try:

@@ -11,7 +11,6 @@ real pictures. The backbones to choose from are written by `asymcir_benchmarks.d
 Notation: S picture side, E joint-embedding width.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import numpy as np
 import timm
 import torch
 from asymcir_common import AsymcirError, Preprocessing, preprocess
+from asymcir_common.arguments import ArgumentParser
 from asymcir_export.checks.parity import load_pictures
 from asymcir_export.graphs.writer import to_onnx, write_onnx
 from asymcir_export.int8.quantize import quantize_static_int8
@@ -66,15 +66,20 @@ VIT_L14 = Peer(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the files and print their paths."""
-    parser = argparse.ArgumentParser(
+def build_parser() -> ArgumentParser:
+    """Build the parser of this command."""
+    parser = ArgumentParser(
         prog="python -m asymcir_benchmarks.device.write_peers", description="Write peers of random weights as ONNX."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to; files in it are replaced")
     parser.add_argument("--pictures", type=Path, required=True, help="folder of pictures to calibrate int8 on")
     parser.add_argument("--vit-l14", action="store_true", help="also ViT-L/14's image tower, fp32, 1.2 GB")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the files and print their paths."""
+    args = build_parser().parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     try:
         pictures = load_pictures(args.pictures)

@@ -5,7 +5,6 @@ A page marks a table with `<!-- figures NAME -->` and `<!-- end -->`; what stand
 these tables is typed by hand.
 """
 
-import argparse
 import functools
 import json
 import re
@@ -13,6 +12,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from asymcir_common.arguments import ArgumentParser
 
 from asymcir_benchmarks.emojicir.evaluate import CUTS, METHODS
 from asymcir_benchmarks.emojicir.protocol import SKETCH_METHODS, TARGETS
@@ -41,12 +42,17 @@ _GOAL_SUFFIX = re.compile(r" (?:low|high)$|, (?:above|at least|at most|reached)$
 _BLOCK = re.compile(r"(<!-- figures (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Rewrite the pages, or with --check report those that are stale."""
-    parser = argparse.ArgumentParser(prog="python -m asymcir_benchmarks.pages.fill", description=__doc__)
+def build_parser() -> ArgumentParser:
+    """Build the parser of this command."""
+    parser = ArgumentParser(prog="python -m asymcir_benchmarks.pages.fill", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page is stale")
     parser.add_argument("--root", type=Path, default=Path(), help="of the repository")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Rewrite the pages, or with --check report those that are stale."""
+    args = build_parser().parse_args(argv)
     stale = []
     for page in (*PAGES, *(page for page in OPTIONAL_PAGES if (args.root / page).is_file())):
         path = args.root / page

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from asymcir_common import ImageError, read_image
+from asymcir_common.arguments import MAX_THREADS
 from numpy.typing import NDArray
 
 from asymcir_edge.device.bundle import DeviceBundle
@@ -33,14 +34,14 @@ class QueryEncoder:
         Args:
             bundle: verified.
             precision: one of `bundle.encoders`; None for the bundle's default.
-            threads: that one picture is encoded with.
+            threads: that one picture is encoded with, 1 to MAX_THREADS.
 
         Raises:
             BundleError: the bundle has no encoder of that precision.
             EncoderError: ONNX Runtime cannot open it, or its inputs and outputs are not what the manifest says.
         """
-        if threads < 1:
-            raise EncoderError(f"expected 1 or more threads, got {threads}")
+        if not 1 <= threads <= MAX_THREADS:
+            raise EncoderError(f"expected 1 to {MAX_THREADS} threads, got {threads}")
         self.bundle = bundle
         self.precision = bundle.default_encoder if precision is None else precision
         path = bundle.encoder_path(self.precision)

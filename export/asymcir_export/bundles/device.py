@@ -106,7 +106,7 @@ def export_device_bundle(
 
 def _open_search_set(folder: Path, server: Path | None, word_space: str) -> SearchSet:
     if server is None:
-        raise ExportError(f"the search set {folder} needs a server bundle to search with: pass one (--server)")
+        raise ExportError(f"the search set {folder} needs a server bundle to search with: pass one (--server-bundle)")
     found = SearchSet(folder, server)
     if found.word_space != word_space:
         raise ExportError(

@@ -31,7 +31,9 @@ def open_device(folder: Path | None, search_set: Path, word_space: str) -> Query
         BundleError: it does not load.
     """
     if folder is None:
-        raise ExportError(f"the search set {search_set} needs a device bundle to read its pictures: pass --device")
+        raise ExportError(
+            f"the search set {search_set} needs a device bundle to read its pictures: pass --device-bundle"
+        )
     bundle = DeviceBundle.load(folder)
     if bundle.word_space != word_space:
         raise ExportError(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from asymcir_common import BundleError, ImageError, Manifest, Preprocessing, read_manifest
+from asymcir_common.arguments import MAX_THREADS
 from asymcir_common.manifest import SERVER_BUNDLE
 from numpy.typing import NDArray
 
@@ -81,7 +82,7 @@ class ServerBundle:
         target_spaces: target type -> digest of the space of its gallery vectors.
         text, prompts, preprocessing: what the encoders need to know.
         clean: text cleaning in front of the tokenizer, one of CLEANINGS.
-        threads: threads inside one ONNX operator; 0: ONNX Runtime decides.
+        threads: threads inside one ONNX operator, at most MAX_THREADS; 0: ONNX Runtime decides.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, *, threads: int = 0) -> None:
@@ -133,11 +134,13 @@ class ServerBundle:
 
         Args:
             folder: the bundle.
-            threads: threads inside one ONNX operator; 0: ONNX Runtime decides.
+            threads: threads inside one ONNX operator, at most MAX_THREADS; 0: ONNX Runtime decides.
 
         Raises:
             BundleError: missing, damaged, of another format, or with a manifest that does not fit.
         """
+        if not 0 <= threads <= MAX_THREADS:
+            raise BundleError(f"expected 0 to {MAX_THREADS} threads, got {threads}")
         return cls(folder, read_manifest(folder, format=SERVER_BUNDLE), threads=threads)
 
     def target_space(self, target: str) -> str:

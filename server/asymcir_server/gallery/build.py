@@ -16,6 +16,7 @@ from typing import TextIO
 
 import numpy as np
 from asymcir_common import write_manifest
+from asymcir_common.arguments import MAX_BATCH_SIZE, MAX_THREADS
 from asymcir_common.manifest import GALLERY, MANIFEST_NAME
 from numpy.typing import NDArray
 
@@ -48,8 +49,8 @@ class BuildConfig:
 
     Attributes:
         target: target type, "union", "original" or "sum".
-        batch_size: pictures per run of the visual encoder.
-        workers: threads that read and decode; 0: one per core, at most 8.
+        batch_size: pictures per run of the visual encoder, at most MAX_BATCH_SIZE.
+        workers: threads that read and decode, at most MAX_THREADS; 0: one per core, at most 8.
         replace_space: allow a snapshot of another target space than the gallery's current one.
     """
 
@@ -59,9 +60,10 @@ class BuildConfig:
     replace_space: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.workers < 0:
+        if not 1 <= self.batch_size <= MAX_BATCH_SIZE or not 0 <= self.workers <= MAX_THREADS:
             raise GalleryBuildError(
-                f"expected a batch size above 0 and workers of 0 or more, got {self.batch_size} and {self.workers}"
+                f"expected a batch size from 1 to {MAX_BATCH_SIZE} and 0 to {MAX_THREADS} workers, "
+                f"got {self.batch_size} and {self.workers}"
             )
 
 
@@ -149,7 +151,7 @@ def _explain_write_errors(out: Path) -> Iterator[None]:
         yield
     except (OSError, sqlite3.Error) as exc:
         raise GalleryBuildError(
-            f"cannot write the gallery {out}: {exc}; the snapshot before stays, free space or choose another --out"
+            f"cannot write the gallery {out}: {exc}; the snapshot before stays, free space or choose another --gallery"
         ) from exc
 
 
@@ -163,7 +165,7 @@ def _refuse_other_space(out: Path, target_space: str) -> None:
     if held != target_space:
         raise GalleryBuildError(
             f"the gallery {out} is of the target space {held}, this bundle and target make {target_space}: "
-            "choose another --out, or pass --replace-space if every server that opens it changes its bundle too"
+            "choose another --gallery, or pass --replace-space if every server that opens it changes its bundle too"
         )
 
 

@@ -65,20 +65,20 @@ def lock_gallery(gallery: Path) -> Iterator[None]:
         GalleryBuildError: another build holds it, or the folder is something else and not empty.
     """
     if gallery.exists() and not gallery.is_dir():
-        raise GalleryBuildError(f"{gallery} exists and is not a folder: choose another --out")
+        raise GalleryBuildError(f"{gallery} exists and is not a folder: choose another --gallery")
     try:
         if gallery.is_dir() and not is_gallery(gallery) and any(gallery.iterdir()):
-            raise GalleryBuildError(f"{gallery} exists, is not empty and is not a gallery: choose another --out")
+            raise GalleryBuildError(f"{gallery} exists, is not empty and is not a gallery: choose another --gallery")
         (gallery / SNAPSHOTS_NAME).mkdir(parents=True, exist_ok=True)
         handle = os.open(gallery / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as exc:
-        raise GalleryBuildError(f"cannot write to {gallery}: {exc.strerror}; choose another --out") from exc
+        raise GalleryBuildError(f"cannot write to {gallery}: {exc.strerror}; choose another --gallery") from exc
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             raise GalleryBuildError(
-                f"another build is running in {gallery}: wait for it, or choose another --out"
+                f"another build is running in {gallery}: wait for it, or choose another --gallery"
             ) from exc
         _remove_leftovers(gallery)
         yield

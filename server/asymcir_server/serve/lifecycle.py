@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 import grpc
+from asymcir_common.arguments import MAX_PORT, MAX_TIMEOUT_S
 from asymcir_common.files import write_atomically
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -48,10 +49,10 @@ class ServerConfig:
     drain_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise ListenError(f"expected a port from 0 to 65535, got {self.port}")
-        if self.drain_timeout_s < 0:
-            raise ListenError(f"expected a drain timeout of 0 s or more, got {self.drain_timeout_s}")
+        if not 0 <= self.port <= MAX_PORT:
+            raise ListenError(f"expected a port from 0 to {MAX_PORT}, got {self.port}")
+        if not 0 <= self.drain_timeout_s <= MAX_TIMEOUT_S:
+            raise ListenError(f"expected a drain timeout from 0 to {MAX_TIMEOUT_S:g} s, got {self.drain_timeout_s}")
 
 
 class RetrievalServer:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
+from asymcir_common.arguments import MAX_IN_FLIGHT, MAX_THREADS, MAX_TOP_K
 from asymcir_protos import unpack_tokens
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
 
@@ -47,6 +48,9 @@ class ServiceLimits:
     def __post_init__(self) -> None:
         if min(self.max_top_k, self.max_modifier_bytes, self.concurrency) < 1 or self.max_excluded_ids < 0:
             raise ListenError(f"expected limits above 0, got {self}")
+        for name, most in (("concurrency", MAX_THREADS), ("max_in_flight", MAX_IN_FLIGHT), ("max_top_k", MAX_TOP_K)):
+            if getattr(self, name) > most:
+                raise ListenError(f"expected {name} of at most {most}, got {getattr(self, name)}")
         if self.max_in_flight < self.concurrency:
             raise ListenError(
                 f"expected at least as many requests in flight as are computed at once ({self.concurrency}), "

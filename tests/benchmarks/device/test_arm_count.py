@@ -193,7 +193,7 @@ def test_the_command_counts_compares_and_writes(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     bundle = write_device_bundle(tmp_path / "bundle")
     out = tmp_path / "arm.json"
-    arguments = ["--root", str(work), "--bundle", str(bundle), "--name", "ours", "--pictures", str(pictures)]
+    arguments = ["--root", str(work), "--device-bundle", str(bundle), "--name", "ours", "--pictures", str(pictures)]
     arguments += ["--models", str(models), "--out", str(out)]
     assert main(arguments) == 0
     figures = json.loads(out.read_text(encoding="utf-8"))["figures"]

@@ -56,7 +56,7 @@ def test_precision_and_threads(tmp_path: Path) -> None:
     assert QueryEncoder(bundle).precision == "fp32"
     with pytest.raises(BundleError, match="'int4'"):
         QueryEncoder(bundle, precision="int4")
-    with pytest.raises(EncoderError, match="1 or more threads"):
+    with pytest.raises(EncoderError, match="1 to 256 threads"):
         QueryEncoder(bundle, threads=0)
 
 

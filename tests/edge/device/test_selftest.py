@@ -265,7 +265,7 @@ def test_coreml_through_the_predictor_of_an_entry_point(
 
 
 def command(*words: object, code: int) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "asymcir_edge", "selftest", *map(str, words)]
+    line = [sys.executable, "-m", "asymcir_edge", "selftest", "--device-bundle", *map(str, words)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code, done.stderr
     return done
@@ -300,7 +300,7 @@ def test_the_command_needs_no_installation(tmp_path: Path) -> None:
         line = [sys.executable, "-c", code, *map(str, words)]
         return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
 
-    done = run("selftest", make_bundle(tmp_path / "b"), "--repeats", 2)
+    done = run("selftest", "--device-bundle", make_bundle(tmp_path / "b"), "--repeats", 2)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["passed"] is True
     assert run("--version").stdout == "asymcir (not installed)\n"
@@ -314,7 +314,8 @@ def test_the_runtime_imports_no_model_tools(tmp_path: Path) -> None:
         "import sys; from asymcir_edge.cli import main; code = main(sys.argv[1:]); "
         "assert not {'torch', 'coremltools', 'onnx', 'asymcir_export', 'grpc'} & set(sys.modules); sys.exit(code)"
     )
-    line = [sys.executable, "-c", code, "selftest", str(make_bundle(tmp_path / "b", coreml=True)), "--repeats", "2"]
+    bundle = make_bundle(tmp_path / "b", coreml=True)
+    line = [sys.executable, "-c", code, "selftest", "--device-bundle", str(bundle), "--repeats", "2"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -224,7 +224,7 @@ def test_out_folders_that_are_something_else(tmp_path: Path, pictures: Path, bun
     (tmp_path / "full" / "thesis.tex").write_text("precious")
     (tmp_path / "file").write_text("precious")
     for name in ("full", "file"):
-        with pytest.raises(GalleryBuildError, match="choose another --out"):
+        with pytest.raises(GalleryBuildError, match="choose another --gallery"):
             build_gallery(pictures, bundle, tmp_path / name)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
     (tmp_path / "empty").mkdir()
@@ -248,7 +248,7 @@ def test_a_full_disk_leaves_the_old_snapshot(
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
         "sys.exit(main())"
     )
-    arguments = ("gallery", "build", pictures, "--bundle", bundle_folder, "--out", tmp_path / "g")
+    arguments = ("gallery", "build", pictures, "--server-bundle", bundle_folder, "--gallery", tmp_path / "g")
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=60
     )
@@ -377,7 +377,9 @@ def test_kill_9_leaves_the_old_snapshot(
         lambda: (hidden / "index.faiss").is_file(),
     ]
     for stage in stages:
-        build = start_asymcir("gallery", "build", source, "--bundle", bundle_folder, "--out", out, "--batch-size", 8)
+        build = start_asymcir(
+            "gallery", "build", source, "--server-bundle", bundle_folder, "--gallery", out, "--batch-size", 8
+        )
         wait_until(lambda stage=stage, build=build: stage() or build.poll() is not None)
         assert build.poll() is None, build.communicate()[1]
         build.kill()

@@ -101,7 +101,7 @@ def test_sigterm_drains(
     slow = write_tiny_bundle(tmp_path / "server", TinyModel(slow_steps=25))
     port_file = tmp_path / "port"
     process = start_asymcir(
-        "serve", "--bundle", slow, "--gallery", f"emoji={gallery_folder}", "--port", 0,
+        "serve", "--server-bundle", slow, "--gallery", f"emoji={gallery_folder}", "--port", 0,
         "--port-file", port_file, "--threads", 1,
     )  # fmt: skip
     wait_until(lambda: port_file.is_file() or process.poll() is not None)
@@ -139,7 +139,7 @@ def test_sigint_ends_it_too(
 ) -> None:
     port_file = tmp_path / "port"
     process = start_asymcir(
-        "serve", "--bundle", bundle_folder, "--gallery", gallery_folder, "--port", 0, "--port-file", port_file
+        "serve", "--server-bundle", bundle_folder, "--gallery", gallery_folder, "--port", 0, "--port-file", port_file
     )
     wait_until(lambda: port_file.is_file() or process.poll() is not None)
     process.send_signal(signal.SIGINT)
@@ -152,24 +152,32 @@ def test_the_command_builds_looks_and_refuses(
     tmp_path: Path, bundle_folder: Path, gallery_folder: Path, pictures: Path, run_asymcir: Callable
 ) -> None:
     out = tmp_path / "g"
-    built = run_asymcir("gallery", "build", pictures, "--bundle", bundle_folder, "--out", out, "--target", "sum")
+    built = run_asymcir(
+        "gallery", "build", pictures, "--server-bundle", bundle_folder, "--gallery", out, "--target", "sum"
+    )
     assert (built.returncode, built.stderr) == (0, "")
     assert "40 pictures as sum, 0 quarantined, recall@10 1.000" in built.stdout
-    info = run_asymcir("gallery", "info", out)
+    info = run_asymcir("gallery", "info", "--gallery", out)
     assert info.returncode == 0
     assert dict(line.split() for line in info.stdout.splitlines())["target"] == "sum"
 
     other = write_tiny_bundle(tmp_path / "other", TinyModel(seed=8))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        serve = ("serve", "--port", port, "--gallery", gallery_folder, "--bundle")
+        serve = ("serve", "--port", port, "--gallery", gallery_folder, "--server-bundle")
         refusals = [
             ((*serve, bundle_folder), f"port {port} on 127.0.0.1 is in use"),
-            (("serve", "--port", 0, "--gallery", gallery_folder, "--bundle", other), "target space"),
-            (("serve", "--port", 0, "--gallery", tmp_path / "none", "--bundle", bundle_folder), "no gallery at"),
-            (("gallery", "build", pictures, "--bundle", other, "--out", gallery_folder), "--replace-space"),
-            (("gallery", "build", pictures, "--bundle", bundle_folder, "--out", pictures), "choose another --out"),
-            (("gallery", "build", tmp_path / "none", "--bundle", bundle_folder, "--out", out), "no pictures at"),
+            (("serve", "--port", 0, "--gallery", gallery_folder, "--server-bundle", other), "target space"),
+            (("serve", "--port", 0, "--gallery", tmp_path / "none", "--server-bundle", bundle_folder), "no gallery at"),
+            (("gallery", "build", pictures, "--server-bundle", other, "--gallery", gallery_folder), "--replace-space"),
+            (
+                ("gallery", "build", pictures, "--server-bundle", bundle_folder, "--gallery", pictures),
+                "choose another --gallery",
+            ),
+            (
+                ("gallery", "build", tmp_path / "none", "--server-bundle", bundle_folder, "--gallery", out),
+                "no pictures at",
+            ),
         ]
         for arguments, text in refusals:
             refused = run_asymcir(*arguments)

@@ -8,12 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from asymcir_common.arguments import MAX_SIDE, MAX_THREADS
+
 from asymcir_training.errors import ConfigError
 from asymcir_training.trainers.align import AlignConfig
 from asymcir_training.trainers.distil import DistilConfig
 from asymcir_training.trainers.transagg import TransAggConfig
 from asymcir_training.trainers.union import UnionConfig
 from asymcir_training.triplets.formats import Format
+
+_MAX_CHUNKS = 65_536
+_MAX_EPOCHS = 1_000_000.0
+_MAX_SEED = 2**32 - 1
+_MAX_SENTENCE_LENGTH = 64
+"""Sentence tokens stand in a text encoder's context, 77 tokens in CLIP, beside the words of the prompt."""
+_MAX_STEPS = 1_000_000_000
+_MAX_TRIPLETS = 1_000_000_000
+_MAX_WIDTH = 65_536
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,11 +53,12 @@ class RunSection:
                 f"expected out to be a folder of its own and work outside it, got {self.out} and {self.work_folder}: "
                 "the result replaces what is in out"
             )
-        for name, least in (("chunks", 1), ("save_every", 1), ("log_every", 1), ("validate_every", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"expected {name} of {least} or more, got {getattr(self, name)}")
-        if self.epochs <= 0.0:
-            raise ConfigError(f"expected epochs above 0, got {self.epochs}")
+        _check_range("run.chunks", self.chunks, 1, _MAX_CHUNKS)
+        for name, least in (("save_every", 1), ("log_every", 1), ("validate_every", 0)):
+            _check_range(f"run.{name}", getattr(self, name), least, _MAX_STEPS)
+        _check_range("run.seed", self.seed, 0, _MAX_SEED)
+        if not 0.0 < self.epochs <= _MAX_EPOCHS:
+            raise ConfigError(f"expected epochs above 0 and at most {_MAX_EPOCHS:g}, got {self.epochs}")
         if not 0.0 <= self.ema < 1.0:
             raise ConfigError(f"expected ema from 0 to below 1, got {self.ema}")
 
@@ -65,6 +77,9 @@ class DataSection:
     cache: Annotated[Path | None, "the frozen towers' outputs, shared between runs; without it in the work folder"] = (
         None
     )
+
+    def __post_init__(self) -> None:
+        _check_range("data.workers", self.workers, 0, MAX_THREADS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +106,9 @@ class StudentSection:
     ] = False
 
     def __post_init__(self) -> None:
+        _check_range("student.size", self.size, 1, MAX_SIDE)
+        _check_range("student.sentence_length", self.sentence_length, 1, _MAX_SENTENCE_LENGTH)
+        _check_range("student.width", self.width, 1, _MAX_WIDTH)
         if self.start is not None and self.symmetric:
             raise ConfigError("student.start is a light encoder's checkpoint: it cannot start a symmetric one")
 
@@ -127,6 +145,7 @@ class FoundationStart:
     size: Annotated[int, "side of the pictures that the new tower sees"] = 224
 
     def __post_init__(self) -> None:
+        _check_range("start.size", self.size, 1, MAX_SIDE)
         if self.name is not None and self.name.startswith("blip:"):
             raise ConfigError(
                 f"a BLIP model cannot be aligned here, got start.name {self.name!r}: take an open_clip model"
@@ -188,6 +207,10 @@ class TripletSection:
     ] = "light"
     light: Annotated[Path | None, "light-encoder (or symmetric) checkpoint that asks"] = None
 
+    def __post_init__(self) -> None:
+        for name in ("limit", "step"):
+            _check_range(f"triplets.{name}", getattr(self, name), 0, _MAX_TRIPLETS)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnionRun:
@@ -202,6 +225,7 @@ class UnionRun:
     cache: Annotated[Path | None, "the frozen towers' outputs; without it in the work folder"] = None
 
     def __post_init__(self) -> None:
+        _check_range("workers", self.workers, 0, MAX_THREADS)
         if self.triplets.system == "light" and self.triplets.light is None:
             raise ConfigError("triplets.light is missing: the light-encoder checkpoint that asks the queries")
         _refuse_idle("run.validate_every", self.run.validate_every, "the UNION head has no validation")
@@ -212,6 +236,11 @@ class UnionRun:
             )
         else:
             _refuse_idle("[transagg]", self.transagg != TransAggConfig(), 'triplets.system is not "transagg"')
+
+
+def _check_range(key: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ConfigError(f"expected {key} from {least} to {most}, got {value}")
 
 
 def _refuse_idle(key: str, value: object, why: str) -> None:

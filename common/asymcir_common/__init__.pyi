@@ -1,0 +1,19 @@
+from .errors import AsymcirError, BundleError, ImageError, TokensError
+from .files import write_atomically
+from .manifest import Manifest, read_manifest, write_manifest
+from .pictures import Preprocessing, decode_image, preprocess, read_image
+
+__all__ = [
+    "AsymcirError",
+    "BundleError",
+    "ImageError",
+    "Manifest",
+    "Preprocessing",
+    "TokensError",
+    "decode_image",
+    "preprocess",
+    "read_image",
+    "read_manifest",
+    "write_atomically",
+    "write_manifest",
+]
