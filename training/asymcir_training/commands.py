@@ -103,24 +103,40 @@ def register_train(subparsers: Any) -> None:
         child.set_defaults(run=_run, log_level=logging.INFO)
 
 
+def read_config(args: argparse.Namespace) -> Any:
+    """Return the configuration that the arguments of `asymcir train` ask for, of the stage's kind.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key is unknown, missing, of the wrong kind or out of its range.
+    """
+    from asymcir_training.stages.config_files import load_config
+
+    return load_config(_kind(args.stage), args.config, [*_spell_options(args), *args.overrides])
+
+
+def _kind(stage: str) -> type[Any]:
+    from asymcir_training.stages import sections
+
+    kinds = {"foundation": sections.FoundationRun, "distil": sections.DistilRun, "union": sections.UnionRun}
+    return kinds[stage]
+
+
 def _run(args: argparse.Namespace) -> int:
     from asymcir_training import stages
     from asymcir_training.engine.processes import stop_processes
-    from asymcir_training.stages import sections
-    from asymcir_training.stages.config_files import load_config, render_config
+    from asymcir_training.stages.config_files import render_config
 
-    kinds: dict[str, tuple[type[Any], Callable[[Any], Path]]] = {
-        "foundation": (sections.FoundationRun, stages.train_foundation),
-        "distil": (sections.DistilRun, stages.train_distil),
-        "union": (sections.UnionRun, stages.train_union),
+    trainers: dict[str, Callable[[Any], Path]] = {
+        "foundation": stages.train_foundation,
+        "distil": stages.train_distil,
+        "union": stages.train_union,
     }
-    kind, train = kinds[args.stage]
     if args.print_config:
-        print(render_config(kind), end="")
+        print(render_config(_kind(args.stage)), end="")
         return 0
-    config = load_config(kind, args.config, [*_spell_options(args), *args.overrides])
+    config = read_config(args)
     try:
-        out = train(config)
+        out = trainers[args.stage](config)
     finally:
         stop_processes()
     print(f"{args.stage}: {out}")

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from asymcir_benchmarks.results import write_result
+from asymcir_common.arguments import MAX_REPEATS, ArgumentParser, whole_number
 from asymcir_common.files import write_atomically
 from asymcir_export.bundles.device import export_device_bundle
 from asymcir_export.bundles.server import export_server_bundle
@@ -36,22 +37,27 @@ from asymcir_demo.recipe.student import distil_student
 _LOG = logging.getLogger(__name__)
 
 
-def main() -> None:
-    """Run every stage that is not done yet."""
-    parser = argparse.ArgumentParser(prog="python -m asymcir_demo.recipe", description=__doc__)
+def build_parser() -> ArgumentParser:
+    """Build the parser of this command."""
+    parser = ArgumentParser(prog="python -m asymcir_demo.recipe", description=__doc__)
     parser.add_argument("--node-modules", type=Path, required=True, help="with the npm packages of the emoji sets")
     parser.add_argument("--work", type=Path, required=True, help="intermediate results, checkpoints and logs")
     parser.add_argument("--out", type=Path, required=True, help="the assets")
-    parser.add_argument("--align-epochs", type=int, default=13)
-    parser.add_argument("--distil-epochs", type=int, default=4)
-    parser.add_argument("--union-epochs", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--align-epochs", type=whole_number(1, MAX_REPEATS), default=13)
+    parser.add_argument("--distil-epochs", type=whole_number(1, MAX_REPEATS), default=4)
+    parser.add_argument("--union-epochs", type=whole_number(1, MAX_REPEATS), default=3)
+    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0)
     parser.add_argument("--figures", type=Path, help="write what was measured here as JSON")
     parser.add_argument("--logs", type=Path, help="copy the training logs here")
     parser.add_argument(
         "--all-precisions", action="store_true", help="also write fp32 bundles and Core ML below --work"
     )
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run every stage that is not done yet."""
+    args = build_parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     for package in ("asymcir_demo", "asymcir_training", "asymcir_export", "__main__"):
         logging.getLogger(package).setLevel(logging.INFO)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from asymcir_benchmarks.results import write_result
+from asymcir_common.arguments import MAX_REPEATS, MAX_THREADS, ArgumentParser, whole_number
 from asymcir_common.files import write_atomically
 from asymcir_common.manifest import digest_file
 from asymcir_training import Foundation, load_foundation
@@ -52,17 +53,26 @@ _CACHE = "teacher.pt"
 _LOG = logging.getLogger(__name__)
 
 
-def main() -> None:
-    """Run every row that is not done yet and write what it reaches."""
-    parser = argparse.ArgumentParser(prog="python -m asymcir_demo.recipe.ablate", description=__doc__)
+def build_parser() -> ArgumentParser:
+    """Build the parser of this command."""
+    parser = ArgumentParser(prog="python -m asymcir_demo.recipe.ablate", description=__doc__)
     parser.add_argument("--node-modules", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="of the recipe, its foundation aligned")
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
-    parser.add_argument("--seeds", type=int, default=max(SEEDS.values()), help="at most so many seeds a row")
+    parser.add_argument("--steps", type=whole_number(1, MAX_REPEATS), default=120)
+    parser.add_argument(
+        "--jobs", type=whole_number(1, MAX_THREADS), default=2, help="runs at a time, one thread each (default: 2)"
+    )
+    parser.add_argument(
+        "--seeds", type=whole_number(1, MAX_REPEATS), default=max(SEEDS.values()), help="at most so many seeds a row"
+    )
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run every row that is not done yet and write what it reaches."""
+    args = build_parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     runs = [(name, seed) for name in args.rows for seed in range(min(args.seeds, SEEDS.get(name, 1)))]
     args.folder = _find_folder(args)

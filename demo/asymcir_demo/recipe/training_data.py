@@ -13,7 +13,6 @@
 | `sentence-encoder/`, `trunk.pth` | all-MiniLM-L6-v2 and EfficientNet-Lite0, from their PyPI packages |
 """
 
-import argparse
 import json
 import logging
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from asymcir_benchmarks import derive_triplets
+from asymcir_common.arguments import ArgumentParser
 from asymcir_common.files import write_atomically
 from PIL import Image
 
@@ -42,13 +42,18 @@ from asymcir_demo.recipe.student import load_pictures, modifier_bank, phrase_ban
 _LOG = logging.getLogger(__name__)
 
 
-def main() -> None:
-    """Write everything; what is there is written again."""
-    parser = argparse.ArgumentParser(prog="python -m asymcir_demo.recipe.training_data", description=__doc__)
+def build_parser() -> ArgumentParser:
+    """Build the parser of this command."""
+    parser = ArgumentParser(prog="python -m asymcir_demo.recipe.training_data", description=__doc__)
     parser.add_argument("--node-modules", type=Path, required=True, help="with the npm packages of the emoji sets")
     parser.add_argument("--rendered", type=Path, required=True, help="arrays of the rendered styles; made if not there")
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Write everything; what is there is written again."""
+    args = build_parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     concepts = load_concepts(args.node_modules)
     render_styles(args.node_modules, concepts, args.rendered)
