@@ -26,12 +26,12 @@ def register_eval(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     datasets = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     emojicir = datasets.add_parser(
         "emojicir",
-        help="composed queries derived by rule from emoji names",
+        help="measure composed queries and sketches on the emoji, through the bundles",
         description="Build the galleries, then rank composed queries, pictures and sketches through the bundles.",
     )
-    emojicir.add_argument("--assets", type=Path, required=True, help="the data set's folder, demo/assets say")
+    emojicir.add_argument("--assets", type=Path, required=True, help="the data set's folder, such as demo/assets")
     emojicir.add_argument(
-        "--split", action="append", choices=SPLITS, help="may be given again (default: test and novel)"
+        "--split", action="append", choices=SPLITS, help="measure this split; repeatable (default: test and novel)"
     )
     add_device_bundle(emojicir, required=False, help="the device bundle (default: ASSETS/device)")
     add_server_bundle(emojicir, required=False, help="the server bundle (default: ASSETS/server)")
@@ -44,13 +44,15 @@ def register_eval(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 def _register_triplets(datasets: "Subparsers[argparse.ArgumentParser]") -> None:
     triplets = datasets.add_parser(
         "triplets",
-        help="any list of triplets, with the systems of the papers, from checkpoints (research; needs torch)",
+        help="measure a list of triplets by the systems of the papers, from checkpoints (needs torch)",
         description="Rank the right answers of a list of triplets among its own pictures, and those of --gallery, by "
         "one system. The reference is taken out of its own ranking.",
     )
     triplets.add_argument("triplets", type=Path, metavar="TRIPLETS", help="JSON lines, or a list of LaSCo, CIRR, ...")
-    triplets.add_argument("--format", choices=FORMATS, default="auto", help="of the list (default: auto)")
-    triplets.add_argument("--images", type=Path, metavar="FOLDER", help="that the list's paths start from")
+    triplets.add_argument("--format", choices=FORMATS, default="auto", help="the list's format (default: auto)")
+    triplets.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="folder that the list's paths start from (default: by the format)"
+    )
     triplets.add_argument(
         "--limit",
         type=whole_number(1, MAX_TRIPLETS),
@@ -59,14 +61,21 @@ def _register_triplets(datasets: "Subparsers[argparse.ArgumentParser]") -> None:
     )
     triplets.add_argument("--foundation", required=True, metavar="NAME", help="open_clip model, or local-dir:FOLDER")
     triplets.add_argument("--pretrained", metavar="TAG", help="pretrained tag or checkpoint of that model")
-    triplets.add_argument("--system", required=True, choices=SYSTEMS, help="that asks")
-    triplets.add_argument("--query", type=Path, metavar="CHECKPOINT", help="of isa, isa-symmetric or transagg")
+    triplets.add_argument("--system", required=True, choices=SYSTEMS, help="what makes the query vector")
+    triplets.add_argument(
+        "--query", type=Path, metavar="CHECKPOINT", help="checkpoint of the system isa, isa-symmetric or transagg"
+    )
     triplets.add_argument(
         "--target", choices=TARGETS, default="original", help="what stands in the gallery (default: original)"
     )
     triplets.add_argument("--union", type=Path, metavar="CHECKPOINT", help="UNION head, for --target union")
     triplets.add_argument(
-        "--gallery", type=Path, action="append", default=[], metavar="FOLDER", help="search here too; may be repeated"
+        "--gallery",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="search the pictures of this folder too; repeatable",
     )
     triplets.add_argument(
         "--keep-reference", action="store_true", help="leave the reference in its own ranking (FashionIQ's protocol)"

@@ -60,14 +60,15 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, after a look at the words that this parser does not know; see argparse."""
         words = sys.argv[1:] if args is None else list(args)
-        self._refuse_unknown(words)
+        self.refuse_unknown(words)
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
-    def _refuse_unknown(self, words: Sequence[str]) -> None:
+    def refuse_unknown(self, words: Sequence[str]) -> None:
+        """Exit if one of the words is an option or a subcommand that this parser does not have."""
         known = self._option_string_actions
         for word in words:
             if word == "--":

@@ -20,11 +20,15 @@ def register_demo(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         description="Check the demo's bundles, build its gallery, serve it over gRPC, run composed queries and "
         "sketches of pictures that nothing was trained on, measure the held-out ones, and draw a contact sheet.",
     )
-    parser.add_argument("--assets", type=Path, default=Path("demo/assets"), help="default: demo/assets")
     parser.add_argument(
-        "--out", type=Path, default=Path("demo/out"), help="gallery and contact sheet (default: demo/out)"
+        "--assets", type=Path, default=Path("demo/assets"), help="the data set's folder (default: demo/assets)"
     )
-    parser.add_argument("--port", type=whole_number(0, MAX_PORT), default=0, help="of the server (default: a free one)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo/out"), help="write gallery and contact sheet here (default: demo/out)"
+    )
+    parser.add_argument(
+        "--port", type=whole_number(0, MAX_PORT), default=0, help="the server's port (default: a free one)"
+    )
     parser.add_argument("--figures", type=Path, help="write what was measured here as JSON")
     parser.set_defaults(run=run_demo)
 

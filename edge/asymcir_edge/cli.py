@@ -99,6 +99,13 @@ class _Parser(ArgumentParser):
         self.exit(_EXIT_USAGE)
 
 
+class _CompletingParser(_Parser):
+    """A parser that goes on after a wrong word: the line that the shell asks about is not finished."""
+
+    def refuse_unknown(self, words: Sequence[str]) -> None:
+        """Refuse nothing."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `asymcir` command.
 
@@ -160,7 +167,7 @@ def _complete() -> None:
     import argcomplete
 
     words = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT", "0"))].split()
-    argcomplete.autocomplete(build_parser(words[1:]))
+    argcomplete.autocomplete(_build_parser(words[1:], _CompletingParser))
 
 
 def build_parser(words: Sequence[str] | None = None) -> ArgumentParser:
@@ -173,8 +180,12 @@ def build_parser(words: Sequence[str] | None = None) -> ArgumentParser:
     Raises:
         AsymcirError: the subcommand is one that comes with an installation, and there is none.
     """
+    return _build_parser(words, _Parser)
+
+
+def _build_parser(words: Sequence[str] | None, kind: type[_Parser]) -> ArgumentParser:
     version, commands = _find_commands()
-    parser = _Parser(
+    parser = kind(
         prog="asymcir",
         description="Asymmetric composed image retrieval: search a gallery by a picture and a typed change.",
     )

@@ -94,7 +94,15 @@ def register_train(subparsers: Any) -> None:
         _, metavar, count, meaning = _INPUTS[stage]
         child.add_argument("inputs", nargs=count, metavar=metavar, help=meaning)
         child.add_argument("--config", type=Path, help="TOML file; --print-config writes one")
-        child.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides")
+        child.add_argument(
+            "--set",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="KEY=VALUE",
+            dest="overrides",
+            help="set a key of the configuration, such as run.chunks=8; repeatable",
+        )
         child.add_argument("--print-config", action="store_true", help="print every key, its default and its meaning")
         for name, (key, meaning) in {**_OPTIONS[stage], **_COMMON}.items():
             child.add_argument(f"--{name}", metavar=key.rpartition(".")[2].upper(), help=meaning)

@@ -18,6 +18,7 @@ from asymcir_common.arguments import ArgumentParser
 from asymcir_benchmarks.emojicir.evaluate import CUTS, METHODS
 from asymcir_benchmarks.emojicir.protocol import SKETCH_METHODS, TARGETS
 from asymcir_benchmarks.errors import BenchmarkError
+from asymcir_benchmarks.pages.commands_table import lay_out_commands
 from asymcir_benchmarks.pages.device_tables import lay_out_arm, lay_out_backbones, lay_out_goals, lay_out_selftest
 from asymcir_benchmarks.pages.emojicir_tables import SKETCH_FIGURES, TARGET_FIGURES
 from asymcir_benchmarks.pages.markdown import describe_source, make_table
@@ -30,6 +31,7 @@ OPTIONAL_PAGES = (
     Path("training/RESULTS.md"),
     Path("benchmarks/README.md"),
     Path("docs/backbones.md"),
+    Path("docs/commands.md"),
     Path("docs/evaluation.md"),
     Path("docs/raspberry-pi.md"),
     Path("docs/server-sizes.md"),
@@ -40,6 +42,7 @@ RESULTS = Path("benchmarks/results")
 ABLATION_BASELINES = ("picture only", "picture + text", "target's name")
 _GOAL_SUFFIX = re.compile(r" (?:low|high)$|, (?:above|at least|at most|reached)$")
 _BLOCK = re.compile(r"(<!-- figures (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_COMMANDS = re.compile(r"(<!-- commands -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def build_parser() -> ArgumentParser:
@@ -68,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def fill(text: str, results: Path) -> str:
-    """Replace every marked table of a page."""
+    """Replace every marked table of a page, and the marked list of commands."""
 
     def replace(match: "re.Match[str]") -> str:
         name = match["name"]
@@ -85,7 +88,8 @@ def fill(text: str, results: Path) -> str:
             named = ", ".join(map(str, paths))
             raise BenchmarkError(f"{named} lacks {exc} for the table {name!r}: measure again") from exc
 
-    return _BLOCK.sub(replace, text)
+    filled = _BLOCK.sub(replace, text)
+    return _COMMANDS.sub(lambda match: f"{match[1]}{lay_out_commands()}\n{match[2]}", filled)
 
 
 def _composed(record: Mapping[str, Any], prefix: str) -> str:

@@ -56,8 +56,9 @@ def test_precision_and_threads(tmp_path: Path) -> None:
     assert QueryEncoder(bundle).precision == "fp32"
     with pytest.raises(BundleError, match="'int4'"):
         QueryEncoder(bundle, precision="int4")
-    with pytest.raises(EncoderError, match="1 to 256 threads"):
-        QueryEncoder(bundle, threads=0)
+    for threads in (0, 257):
+        with pytest.raises(EncoderError, match="1 to 256 threads"):
+            QueryEncoder(bundle, threads=threads)
 
 
 def test_calls_at_the_same_time(tmp_path: Path) -> None:

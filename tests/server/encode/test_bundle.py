@@ -121,6 +121,12 @@ def test_a_fixed_batch_is_refused(copy: Path, model: TinyModel) -> None:
         VisualEncoder(ServerBundle.load(copy))
 
 
+def test_threads_have_a_range(bundle_folder: Path) -> None:
+    for threads in (-1, 257):
+        with pytest.raises(BundleError, match=f"0 to 256 threads, got {threads}"):
+            ServerBundle.load(bundle_folder, threads=threads)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("int8", 2e-2)])
 def test_small_tables_stand_for_the_float_one(
     tmp_path: Path, model: TinyModel, tokens: NDArray[np.float32], bundle: ServerBundle, dtype: str, tolerance: float

@@ -201,6 +201,12 @@ def test_building_again_makes_the_next_snapshot(tmp_path: Path, pictures: Path, 
     assert Gallery.open(tmp_path / "g").version == "000002"
 
 
+@pytest.mark.parametrize("change", [{"workers": 100_000}, {"workers": -1}, {"batch_size": 0}, {"batch_size": 10**6}])
+def test_batches_and_workers_have_a_range(change: dict[str, int]) -> None:
+    with pytest.raises(GalleryBuildError, match="batch size from 1 to 1024 and 0 to 256 workers"):
+        BuildConfig(**change)
+
+
 def test_another_space_needs_to_be_asked_for(tmp_path: Path, pictures: Path, bundle: ServerBundle) -> None:
     build_gallery(pictures, bundle, tmp_path / "g")
     with pytest.raises(GalleryBuildError, match="--replace-space"):

@@ -67,7 +67,7 @@ def test_an_address_that_is_not_ours(bundle: ServerBundle, gallery: Gallery, hos
 
 
 def test_config_is_checked() -> None:
-    for change in ({"port": 70_000}, {"drain_timeout_s": -1.0}):
+    for change in ({"port": 70_000}, {"drain_timeout_s": -1.0}, {"drain_timeout_s": 1e9}):
         with pytest.raises(ListenError):
             ServerConfig(**change)
 

@@ -268,7 +268,15 @@ def test_overload_is_refused_with_a_hint(
 
 
 @pytest.mark.parametrize(
-    "limits", [{"max_top_k": 0}, {"concurrency": 8, "max_in_flight": 4}, {"max_modifier_bytes": 10**6}]
+    "limits",
+    [
+        {"max_top_k": 0},
+        {"max_top_k": 10**6},
+        {"concurrency": 8, "max_in_flight": 4},
+        {"concurrency": 1000, "max_in_flight": 1000},
+        {"max_in_flight": 10**5},
+        {"max_modifier_bytes": 10**6},
+    ],
 )
 def test_limits_that_make_no_sense(limits: dict[str, int]) -> None:
     with pytest.raises(ListenError):

@@ -124,3 +124,33 @@ def test_the_same_keys_are_taken_where_they_work() -> None:
     assert (union.triplets.step, union.union.batch) == (7, 7)
     fused = load_config(UNION[0], None, [*UNION[1], "triplets.system=transagg", "transagg.batch=7"])
     assert fused.transagg.batch == 7
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("data.workers=100000", "data.workers from 0 to 256, got 100000"),
+        ("data.workers=-1", "data.workers from 0 to 256, got -1"),
+        ("run.chunks=0", "run.chunks from 1 to 65536, got 0"),
+        ("run.seed=-1", "run.seed from 0"),
+        ("run.save_every=0", "run.save_every from 1"),
+        ("run.epochs=inf", "epochs above 0 and at most"),
+        ("student.size=100000", "student.size from 1 to 4096"),
+        ("student.sentence_length=0", "student.sentence_length from 1 to 64"),
+    ],
+)
+def test_numbers_have_a_range(setting: str, expected: str) -> None:
+    whole = ["run.out='light'", "data.pictures=['p']", "foundation.name='f'"]
+    assert load_config(DistilRun, overrides=whole).run.chunks == 1
+    with pytest.raises(ConfigError, match=expected):
+        load_config(DistilRun, overrides=[*whole, setting])
+
+
+def test_the_union_stage_has_its_ranges_too() -> None:
+    whole = ["run.out='union'", "triplets.path='t'", "triplets.light='l'", "foundation.name='f'"]
+    for setting, expected in (
+        ("workers=1000", "workers from 0 to 256"),
+        ("triplets.limit=-1", "triplets.limit from 0"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            load_config(UnionRun, overrides=[*whole, setting])
