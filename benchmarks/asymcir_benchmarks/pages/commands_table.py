@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from asymcir_edge.cli import build_parser
@@ -74,6 +74,6 @@ def _explain(action: argparse.Action, *, alternative: bool) -> tuple[str, str]:
     return meaning, "-" if without else str(action.default)
 
 
-def _make_table(rows: list[tuple[str, ...]]) -> str:
+def _make_table(rows: Sequence[tuple[str, ...]]) -> str:
     lines = [rows[0], tuple("---" for _ in rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
