@@ -23,7 +23,14 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
     if path.name != "CHANGELOG.md"  # it names what was
 )
-SCRIPTS = ("scripts/bench", "scripts/bench-arm", "scripts/device-install-check", "scripts/proto-check", ".ci/run")
+SCRIPTS = (
+    "scripts/bench",
+    "scripts/bench-arm",
+    "scripts/coreml-selftest",
+    "scripts/device-install-check",
+    "scripts/proto-check",
+    ".ci/run",
+)
 PYTHON = re.compile(r"python(3(\.\d+)?)?")
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*|\.\.\.|…")
 """What stands for an argument in a sentence, where the type of the option would refuse it."""
