@@ -1,4 +1,4 @@
-from .errors import AsymcirError, BundleError, ImageError, TokensError
+from .errors import AsymcirError, BundleError, ImageError, PlaceError, TokensError
 from .files import write_atomically
 from .manifest import Manifest, read_manifest, write_manifest
 from .pictures import Preprocessing, decode_image, preprocess, read_image
@@ -8,6 +8,7 @@ __all__ = [
     "BundleError",
     "ImageError",
     "Manifest",
+    "PlaceError",
     "Preprocessing",
     "TokensError",
     "decode_image",

@@ -3,7 +3,8 @@
 AsymcirError                 every error of ours; its text is one line that a user can act on
 ├── ImageError               not a picture, truncated, or not the shape asked for
 ├── BundleError              a bundle or gallery that is missing, damaged, or of another format
-└── TokensError              sentence tokens that cannot be packed or unpacked
+├── TokensError              sentence tokens that cannot be packed or unpacked
+└── PlaceError               a folder, archive or list that pictures cannot be read from
 
 The packages above derive their own from AsymcirError, so that the command needs one `except`.
 """
@@ -26,3 +27,7 @@ class BundleError(AsymcirError):
 
 class TokensError(AsymcirError):
     """Sentence tokens have the wrong shape, size or values."""
+
+
+class PlaceError(AsymcirError):
+    """Nothing is at a place that pictures should come from, or it cannot be read."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from asymcir_common import ImageError, Preprocessing, decode_image, preprocess
+from asymcir_common.places import PICTURE_SUFFIXES
 from asymcir_edge import DeviceBundle, QueryEncoder
 from asymcir_edge.device.encoder import MAX_ASPECT_RATIO
 from asymcir_edge.device.golden import (
@@ -30,7 +31,6 @@ from asymcir_edge.device.golden import (
     compare_tokens,
     computes_in_float,
 )
-from asymcir_server.gallery.sources import IMAGE_SUFFIXES
 from asymcir_training import LightEncoder, normalise_pixels
 from numpy.typing import NDArray
 from PIL import Image
@@ -65,7 +65,7 @@ _logger = logging.getLogger(__name__)
 
 def find_pictures(folder: Path) -> list[Path]:
     """Return the picture files of a folder and the folders in it, by name."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
 
 
 def write_golden(folder: Path, encoder: LightEncoder, pictures: Sequence[Path]) -> dict[str, Any]:

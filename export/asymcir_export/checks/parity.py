@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from asymcir_common import ImageError, Preprocessing, preprocess, read_image
+from asymcir_common.places import PICTURE_SUFFIXES
 from asymcir_edge import DeviceBundle, QueryEncoder
 from asymcir_server.encode.bundle import ServerBundle
 from asymcir_server.encode.composition import Composer
 from asymcir_server.encode.targets import TargetEncoder
 from asymcir_server.encode.text_encoder import TextEncoder
 from asymcir_server.encode.visual import VisualEncoder
-from asymcir_server.gallery.sources import IMAGE_SUFFIXES
 from asymcir_training import Foundation, LightEncoder, UnionHead, normalise_pixels
 from numpy.typing import NDArray
 
@@ -81,7 +81,7 @@ def load_pictures(folder: Path, *, limit: int = PARITY_PICTURES) -> list[NDArray
         ExportError: fewer than MIN_PICTURES.
     """
     files = (
-        sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
+        sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES) if folder.is_dir() else []
     )
     chosen = [files[i * len(files) // limit] for i in range(limit)] if len(files) > limit else files
     pictures: list[NDArray[np.uint8]] = []

@@ -9,7 +9,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -18,6 +18,7 @@ import numpy as np
 from asymcir_common import write_manifest
 from asymcir_common.arguments import MAX_BATCH_SIZE, MAX_THREADS
 from asymcir_common.manifest import GALLERY, MANIFEST_NAME
+from asymcir_common.places import Rejected
 from numpy.typing import NDArray
 
 from asymcir_server.encode.bundle import ServerBundle
@@ -29,7 +30,7 @@ from asymcir_server.gallery.decode import decode_batches
 from asymcir_server.gallery.index import INDEX_KIND, MIN_RECALL, ReadOnlyIndex, measure_recall, write_index
 from asymcir_server.gallery.metadata import MetadataWriter
 from asymcir_server.gallery.snapshots import current_snapshot, lock_gallery, new_snapshot, publish
-from asymcir_server.gallery.sources import Rejected, Source, open_source
+from asymcir_server.gallery.sources import Source, open_source
 from asymcir_server.gallery.vectors_file import VectorWriter
 
 VECTORS_NAME = "vectors.npy"
@@ -89,7 +90,7 @@ class BuildReport:
 
 
 def build_gallery(
-    images: Path,
+    images: str | Path | Sequence[str | Path],
     bundle: ServerBundle,
     out: Path,
     *,
@@ -99,7 +100,8 @@ def build_gallery(
     """Build the next snapshot of a gallery and make it the one that answers.
 
     Args:
-        images: a folder (searched recursively), a zip, or a JSON-lines list.
+        images: a folder (searched recursively), a zip, an uncompressed tar, a JSON-lines list, or several of these; as
+            a text also with globs and braces ("shards/{000..012}.tar").
         bundle: makes the vectors.
         out: the gallery; created where there is none.
         config: defaults to `BuildConfig()`.
@@ -119,7 +121,7 @@ def build_gallery(
         with new_snapshot(out) as (folder, version):
             size, quarantined = _write_items(source, bundle, folder, config, progress)
             if size == 0:
-                raise GalleryBuildError(_explain_nothing(images, folder, quarantined))
+                raise GalleryBuildError(_explain_nothing(images, source, folder, quarantined))
             recall = _write_index(folder)
             write_manifest(
                 folder,
@@ -229,9 +231,9 @@ def _write_index(folder: Path) -> float:
     return recall
 
 
-def _explain_nothing(images: Path, folder: Path, quarantined: int) -> str:
+def _explain_nothing(images: str | Path | Sequence[str | Path], source: Source, folder: Path, quarantined: int) -> str:
     if quarantined == 0:
-        return f"no pictures in {images}: expected files such as .png, .jpg or .webp"
+        return f"no pictures in {images}: {source.found}"
     with (folder / QUARANTINE_NAME).open(encoding="utf-8") as stream:
         first = json.loads(stream.readline())
     return f"none of the {quarantined} pictures in {images} can be used; the first: {first['reason']}"

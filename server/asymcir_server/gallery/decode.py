@@ -15,10 +15,11 @@ from itertools import islice
 
 import numpy as np
 from asymcir_common import ImageError, Preprocessing, decode_image, preprocess
+from asymcir_common.places import Rejected
 from numpy.typing import NDArray
 from PIL import Image
 
-from asymcir_server.gallery.sources import Entry, Rejected, Source
+from asymcir_server.gallery.sources import Entry, Source
 
 LARGE_PIXELS = 16_000_000
 """Pictures above this are decoded one at a time, all by one thread: decoding takes some 10 bytes per pixel, and each

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from asymcir_common import ImageError
+from asymcir_common.places import MAX_ID_BYTES, Rejected
 from asymcir_server.errors import GalleryBuildError
 from asymcir_server.gallery import open_source
-from asymcir_server.gallery.sources import MAX_ID_BYTES, Entry, Rejected
+from asymcir_server.gallery.sources import Entry
 
 
 def entries(images: Path) -> list[Entry]:

@@ -14,8 +14,6 @@ import pytest
 from asymcir_common import ImageError, Preprocessing, decode_image, preprocess
 from asymcir_training.batches.workers import run_jobs
 from asymcir_training.errors import DataError
-from asymcir_training.pictures.archive_headers import HeaderTable
-from asymcir_training.pictures.archives import ArchiveFiles, read_index
 from asymcir_training.pictures.sets import ArrayPictures, PictureSet, open_pictures
 
 SPEC = Preprocessing(size=24, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

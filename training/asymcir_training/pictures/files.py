@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from asymcir_common import Preprocessing, preprocess, read_image
+from asymcir_common import Preprocessing, decode_image, preprocess
+from asymcir_common.places import PathReader
 from numpy.typing import NDArray
 
 from asymcir_training.errors import DataError
@@ -16,7 +17,7 @@ from asymcir_training.pictures.sets import Wordless
 
 
 class PictureFiles(Wordless):
-    """Picture files, in the order given; a `PictureSet` without captions.
+    """Picture files, in the order given; a `PictureSet` without captions. A path may lead into a zip or a tar.
 
     Attributes:
         keys: [n], the paths.
@@ -28,15 +29,17 @@ class PictureFiles(Wordless):
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        missing = [path for path in paths if not path.is_file()]
+        self._reader = PathReader()
+        sizes = [self._reader.size(path) for path in paths]
+        missing = [path for path, size in zip(paths, sizes, strict=True) if size < 0]
         if missing:
             raise DataError(f"there is no picture {missing[0]}" + (f" ({len(missing)} missing)" if missing[1:] else ""))
         self.paths = [*paths]
         self.keys: Sequence[str] = [str(path) for path in paths]
         self.problems: Sequence[tuple[str, str]] = ()
         sha256 = hashlib.sha256()
-        for path in paths:
-            sha256.update(f"{path.resolve()}:{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+        for path, size in zip(paths, sizes, strict=True):
+            sha256.update(f"{path.resolve()}:{size}\n".encode("utf-8", "surrogateescape"))
         self.digest = sha256.hexdigest()
 
     def __len__(self) -> int:
@@ -44,9 +47,9 @@ class PictureFiles(Wordless):
         return len(self.paths)
 
     def read(self, number: int) -> bytes:
-        """Return a picture's file."""
-        return self.paths[number].read_bytes()
+        """Return a picture's file; ImageError when it cannot be read."""
+        return self._reader.read(self.paths[number])
 
     def decode(self, number: int, spec: Preprocessing) -> NDArray[np.uint8]:
         """Return a picture as a network sees it, [S, S, 3]; ImageError when it is corrupt."""
-        return np.asarray(preprocess(read_image(self.paths[number]), spec))
+        return preprocess(decode_image(self.read(number), name=self.keys[number]), spec)

@@ -5,33 +5,22 @@ Notation: n pictures, S picture side.
 
 import hashlib
 import io
-import json
 import logging
-import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from asymcir_common import ImageError, Preprocessing, decode_image, preprocess
+from asymcir_common import ImageError, PlaceError, Preprocessing, decode_image, preprocess
+from asymcir_common.places import Places, captions_of, concept_of, open_places, parse_record
 from numpy.typing import NDArray
 from PIL import Image
 
 from asymcir_training.errors import DataError
-from asymcir_training.pictures.archives import ArchiveFiles
 from asymcir_training.pictures.digests import digest_pictures
-from asymcir_training.pictures.origins import (
-    ARCHIVE_SUFFIXES,
-    LIST_SUFFIXES,
-    ArchiveOrigin,
-    FolderOrigin,
-    ListOrigin,
-    Origin,
-)
-from asymcir_training.pictures.packed_strings import LazyStrings
-from asymcir_training.pictures.path_specs import KINDS, expand_spec
 
-_COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
+_LOGGED_PROBLEMS = 20
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +48,9 @@ class PictureSet(Protocol):
     def captions(self, number: int) -> tuple[str, ...]:
         """Return its captions, none if it has none."""
 
+    def concept(self, number: int) -> str | None:
+        """Return what it shows, a text that pictures of the same thing share; None where that is not known."""
+
     def record(self, number: int) -> dict[str, Any]:
         """Return what else is known about it."""
 
@@ -67,25 +59,22 @@ class PictureSet(Protocol):
 
 
 class Pictures:
-    """Pictures of folders, archives and lists, one after another.
+    """Pictures of folders, archives and lists, one after another, read as `asymcir_common.places` does.
 
-    Attributes: see PictureSet.
+    Attributes: see PictureSet. A picture's key is its id there; one that comes again is followed by "#2".
     """
 
-    def __init__(self, origins: Sequence[Origin]) -> None:
-        self._origins = tuple(origins)
-        self._ends = np.cumsum([len(origin.names) for origin in origins])
-        self.keys: Sequence[str] = _Keys(self._origins, self._ends)
-        self.digest = _digest_origins(self._origins)
-        several = len(self._origins) > 1
-        self.problems: Sequence[tuple[str, str]] = tuple(
-            (f"{origin.label}/{name}".rstrip("/") if several or not name else name, reason)
-            for origin in origins
-            for name, reason in origin.problems
-        )
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self.keys: Sequence[str] = _tell_apart(places.ids)
+        sha256 = hashlib.sha256("\0".join(self.keys).encode("utf-8"))
+        for place in places.places:
+            sha256.update(place.sizes().tobytes())
+        self.digest = sha256.hexdigest()
+        self.problems: Sequence[tuple[str, str]] = tuple((item.id, item.reason) for item in places.rejected)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._places)
 
     def read(self, number: int) -> bytes:
         """Return a picture's file.
@@ -93,8 +82,7 @@ class Pictures:
         Raises:
             ImageError: it cannot be read; names the key.
         """
-        origin, row = self._find(number)
-        return origin.read(row)
+        return self._places.read(number)
 
     def captions(self, number: int) -> tuple[str, ...]:
         """Return the lines of the .txt of its name; without one, "caption" and "captions" of its records."""
@@ -102,8 +90,13 @@ class Pictures:
         if text is not None:
             lines = text.decode("utf-8-sig", "replace").splitlines()
         else:
-            lines = [caption for record in records for caption in _captions_of(record)]
+            lines = [caption for record in records for caption in captions_of(record)]
         return tuple(line.strip() for line in lines if line.strip())
+
+    def concept(self, number: int) -> str | None:
+        """Return the first "concept" of its records, None for none."""
+        concepts = (concept_of(record) for record in self._read_texts(number)[1])
+        return next((concept for concept in concepts if concept is not None), None)
 
     def record(self, number: int) -> dict[str, Any]:
         """Return its line of a list, or the .json of its name; {} for neither. Of several lines, the first."""
@@ -117,28 +110,21 @@ class Pictures:
         """
         return preprocess(decode_image(self.read(number), name=self.keys[number]), spec)
 
-    def _find(self, number: int) -> tuple[Origin, int]:
-        place = range(len(self))[number]
-        which = int(np.searchsorted(self._ends, place, side="right"))
-        return self._origins[which], place - (int(self._ends[which - 1]) if which else 0)
-
     def _read_texts(self, number: int) -> tuple[bytes | None, list[dict[str, Any]]]:
-        """Read what stands beside a picture; what is damaged there is left out, and logged."""
-        origin, row = self._find(number)
+        """Read what is known of a picture: its .txt, its records; what is damaged is left out, and logged."""
+        place, row = self._places.find(number)
         try:
-            text, raw = origin.read_texts(row)
-        except (ImageError, OSError) as exc:
+            text, beside = place.beside(row)
+            raw = place.lines(row) if beside is None else [beside]
+        except ImageError as exc:
             _log.warning("the texts of %s are left out: %s", self.keys[number], exc)
             return None, []
         records = []
         for part in raw:
             try:
-                record = json.loads(part.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as exc:
-                _log.warning("the record of %s is left out, as it is not JSON: %s", self.keys[number], exc)
-                continue
-            if isinstance(record, dict):
-                records.append(record)
+                records.append(parse_record(part))
+            except ValueError as exc:
+                _log.warning("the record of %s is left out, as it is %s", self.keys[number], exc)
         return text, records
 
 
@@ -149,6 +135,11 @@ class Wordless:
         """Return none."""
         del number
         return ()
+
+    def concept(self, number: int) -> str | None:
+        """Return none."""
+        del number
+        return None
 
     def record(self, number: int) -> dict[str, Any]:
         """Return nothing."""
@@ -178,7 +169,7 @@ class ArrayPictures(Wordless):
             raise DataError("expected one picture or more, got none")
         self._arrays = tuple(arrays)
         self._ends = np.cumsum([len(array) for array in arrays])
-        self.keys: Sequence[str] = _ArrayKeys(self._ends)
+        self.keys: Sequence[str] = [f"{which}:{row}" for which, array in enumerate(arrays) for row in range(len(array))]
         self.digest = digest_pictures(arrays)
         self.problems: Sequence[tuple[str, str]] = ()
 
@@ -213,102 +204,40 @@ def open_pictures(specs: Sequence[str | Path], *, index_folder: Path | None = No
 
     Args:
         specs: each a folder (searched recursively; captions in a .txt of the same name, a record in a .json), a .zip
-            or a WebDataset .tar with the same inside, or a .jsonl list ({"image": path relative to the list,
-            "caption": str or "captions": [str, ...]}). "shards/{000..012}.tar" and "shards/*.tar" name several.
-        index_folder: keeps what the archives' headers say, so that the next run need not read them again.
+            or a WebDataset .tar with the same inside, or a .jsonl list ({"path": path relative to the list, "captions":
+            [str, ...], "concept": str, ...}; see `asymcir_common.places.lists`). "shards/{000..012}.tar" and
+            "shards/*.tar" name several.
+        index_folder: keeps what was read of archives, so that the next run need not read them again.
 
     Raises:
         DataError: nothing there, or nothing usable; says what was looked for and what was found.
     """
-    paths = [path for spec in specs for path in expand_spec(spec)]
-    if not paths:
-        raise DataError(f"no pictures were named: pass {KINDS}")
-    files = ArchiveFiles()
-    pictures = Pictures([_open_origin(path, files, index_folder) for path in paths])
-    for key, reason in pictures.problems:
+    try:
+        places = open_places(specs, index_folder=index_folder)
+    except PlaceError as exc:
+        raise DataError(str(exc)) from exc
+    for place in places.places:
+        if not place.ids:
+            reasons = "".join(f"; {item.id}: {item.reason}" for item in place.rejected[:1])
+            raise DataError(f"no picture in {place.where}: {place.found}{reasons}")
+    pictures = Pictures(places)
+    for key, reason in pictures.problems[:_LOGGED_PROBLEMS]:
         _log.warning("%s: %s", key, reason)
+    if len(pictures.problems) > _LOGGED_PROBLEMS:
+        _log.warning("and %d more that cannot be pictures", len(pictures.problems) - _LOGGED_PROBLEMS)
     return pictures
 
 
-def _open_origin(path: Path, files: ArchiveFiles, index_folder: Path | None) -> Origin:
-    if path.is_dir():
-        return FolderOrigin(path)
-    if not path.is_file():
-        raise DataError(f"no pictures at {path}: expected {KINDS}")
-    if _COMPRESSED.search(path.name):
-        raise DataError(f"{path} is compressed, so pictures cannot be picked out of it: unpack it to a plain .tar")
-    suffix = path.suffix.lower()
-    if suffix in ARCHIVE_SUFFIXES:
-        return ArchiveOrigin(path, files, index_folder)
-    if suffix in LIST_SUFFIXES:
-        return ListOrigin(path, files)
-    raise DataError(f"{path} is no place that pictures come from: expected {KINDS}")
-
-
-def _captions_of(record: dict[str, Any]) -> list[str]:
-    captions = record.get("captions")
-    found = [record.get("caption"), *(captions if isinstance(captions, list) else [captions])]
-    return [line for caption in found if isinstance(caption, str) for line in [" ".join(caption.split())]]
-
-
-def _digest_origins(origins: Sequence[Origin]) -> str:
-    sha256 = hashlib.sha256()
-    for origin in origins:
-        block, ends = origin.names.arrays()
-        sha256.update(f"{origin.label if len(origins) > 1 else ''}:{len(ends)}:".encode("utf-8", "surrogateescape"))
-        for array in (block, ends, origin.sizes):
-            sha256.update(np.ascontiguousarray(array).tobytes())
-    return sha256.hexdigest()
-
-
-class _Keys(LazyStrings):
-    """The names of all pictures; behind their place's label if there are several places, and "#2" where seen before."""
-
-    def __init__(self, origins: Sequence[Origin], ends: NDArray[np.int64]) -> None:
-        self._names = [origin.names for origin in origins]
-        self._prefixes = [f"{origin.label}/" for origin in origins] if len(origins) > 1 else [""]
-        self._ends = ends
-        self._again: dict[int, int] = {}
-        self._again = self._find_repeated()
-        if self._again:
-            first = self[min(self._again)]
-            _log.warning("%d pictures have the key of another one, such as %s: told apart so", len(self._again), first)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def _get(self, number: int) -> str:
-        which = int(np.searchsorted(self._ends, number, side="right"))
-        name = self._names[which][number - (int(self._ends[which - 1]) if which else 0)]
-        times = self._again.get(number)
-        return f"{self._prefixes[which]}{name}" + (f"#{times}" if times else "")
-
-    def _find_repeated(self) -> dict[int, int]:
-        """Return number -> which time it is that its key comes, for the second time and on."""
-        named = zip(self._prefixes, self._names, strict=True)
-        hashes = np.fromiter((hash(prefix + name) for prefix, names in named for name in names), np.int64, len(self))
-        order = np.argsort(hashes, kind="stable")
-        same = np.flatnonzero(np.diff(hashes[order]) == 0)
-        suspects = sorted({int(order[i + d]) for i in same for d in (0, 1)})
-        times: dict[str, int] = {}
-        again: dict[int, int] = {}
-        for number in suspects:
-            key = self[number]
-            times[key] = times.get(key, 0) + 1
-            if times[key] > 1:
-                again[number] = times[key]
-        return again
-
-
-class _ArrayKeys(LazyStrings):
-    """ "0:17" for picture 17 of the first array."""
-
-    def __init__(self, ends: NDArray[np.int64]) -> None:
-        self._ends = ends
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def _get(self, number: int) -> str:
-        which = int(np.searchsorted(self._ends, number, side="right"))
-        return f"{which}:{number - (int(self._ends[which - 1]) if which else 0)}"
+def _tell_apart(ids: Sequence[str]) -> Sequence[str]:
+    """Return the ids, with "#2" behind one that was there before."""
+    if len(set(ids)) == len(ids):
+        return ids
+    keys, times, again = list(ids), Counter[str](), 0
+    for number, identity in enumerate(ids):
+        times[identity] += 1
+        if times[identity] > 1:
+            keys[number] = f"{identity}#{times[identity]}"
+            again += 1
+    first = next(key for key, identity in zip(keys, ids, strict=True) if key != identity)
+    _log.warning("%d pictures have the key of another one, such as %s: told apart so", again, first)
+    return keys

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from asymcir_common.places import PICTURE_SUFFIXES
 from torch import Tensor
 from torch.nn import functional
 
 from asymcir_training.errors import DataError
 from asymcir_training.foundation.model import Foundation
 from asymcir_training.models.transagg import TextPlaces, encode_text_places
-from asymcir_training.pictures.archive_headers import PICTURE_SUFFIXES
 from asymcir_training.triplets.triplet import PictureTriplet
 
 

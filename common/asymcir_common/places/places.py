@@ -1,0 +1,164 @@
+"""Pictures by number, from folders, archives and lists, one after another: the one reader of training and gallery.
+
+A million pictures, with names of 23 characters, in the memory of each process:
+
+MEMORY_TABLE
+Notation: n pictures.
+"""
+
+import glob
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from braceexpand import braceexpand
+from numpy.typing import NDArray
+
+from asymcir_common.errors import PlaceError
+from asymcir_common.places.archives import ArchivePlace
+from asymcir_common.places.file_reading import OpenFiles
+from asymcir_common.places.folders import FolderPlace
+from asymcir_common.places.lists import ListPlace
+from asymcir_common.places.rules import ARCHIVE_SUFFIXES, LIST_SUFFIXES, Rejected, is_compressed_tar
+
+_KINDS = "a folder, a .zip, an uncompressed .tar (with {000..012} and * for several), or a .jsonl list"
+
+
+class Place(Protocol):
+    """One place that pictures come from. It opens files only when asked for a picture or its texts; picklable.
+
+    Attributes:
+        where: its path, for errors.
+        label: tells its pictures apart from those of other places.
+        ids: [n], in an order that depends on the names alone, or is that of the list.
+        rejected: what cannot be a picture, known without reading one.
+        found: what is there, for the error where no picture is.
+    """
+
+    where: str
+    label: str
+    ids: Sequence[str]
+    rejected: tuple[Rejected, ...]
+    found: str
+
+    def path(self, row: int) -> str:
+        """Return the name of a picture in the place."""
+
+    def sizes(self) -> NDArray[np.int64]:
+        """Return the size of each picture, as the place states it: [n], bytes; -1 where it is missing."""
+
+    def read(self, row: int) -> bytes:
+        """Return a picture's file; ImageError when it cannot be read."""
+
+    def lines(self, row: int) -> list[bytes]:
+        """Return the lines of a list that name a picture; none in other places."""
+
+    def beside(self, row: int) -> tuple[bytes | None, bytes | None]:
+        """Return the .txt and the .json of a picture's name; None for none."""
+
+
+class Places:
+    """Several places as one sequence of n pictures.
+
+    Attributes:
+        places: in the order in which they were named.
+        ids: [n], UTF-8 text of 1 to 1024 bytes. With several places, "LABEL/" stands before those that no list gives.
+            Unique in a folder; elsewhere one may come twice.
+        rejected: what cannot be a picture, and why.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.places = tuple(places)
+        self._ends = np.cumsum([len(place.ids) for place in places])
+        self.ids: Sequence[str] = (
+            places[0].ids if len(places) == 1 else list(itertools.chain.from_iterable(place.ids for place in places))
+        )
+        self.rejected: Sequence[Rejected] = [item for place in places for item in _label_rejected(place, len(places))]
+
+    def __len__(self) -> int:
+        """Return n."""
+        return int(self._ends[-1])
+
+    def find(self, number: int) -> tuple[Place, int]:
+        """Return a picture's place and row there; IndexError for a number that is not below n."""
+        number = range(len(self))[number]
+        which = int(np.searchsorted(self._ends, number, side="right"))
+        return self.places[which], number - (int(self._ends[which - 1]) if which else 0)
+
+    def read(self, number: int) -> bytes:
+        """Return a picture's file; ImageError when it cannot be read."""
+        place, row = self.find(number)
+        return place.read(row)
+
+
+def open_places(specs: Sequence[str | Path] | str | Path, *, index_folder: Path | None = None) -> Places:
+    """Open the places that pictures come from.
+
+    Args:
+        specs: each a folder (searched recursively), a .zip, an uncompressed .tar, or a .jsonl or .ndjson list (see
+            `lists`). As a text, "shards/{000..012}.tar" and "shards/*.tar" name several.
+        index_folder: keeps what was read of archives, so that the next call need not read them again.
+
+    Raises:
+        PlaceError: nothing there, or it is no such place, or it cannot be read. A place without a picture is none.
+    """
+    specs = [specs] if isinstance(specs, str | Path) else specs
+    paths = [path for spec in specs for path in _expand_spec(spec)]
+    if not paths:
+        raise PlaceError(f"no pictures were named: pass {_KINDS}")
+    files = OpenFiles()
+    return Places([_open_place(path, files, index_folder, several=len(paths) > 1) for path in paths])
+
+
+def _expand_spec(spec: str | Path) -> list[Path]:
+    """Expand braces, as bash does, and globs; a name that exists as it stands, or is a Path, is taken as it stands.
+
+    Raises:
+        PlaceError: nothing there for one of the names.
+    """
+    text = str(spec)
+    if isinstance(spec, Path) or Path(text).exists():
+        return [Path(spec)]
+    try:
+        names = list(braceexpand(text, escape=False))
+    except ValueError:  # unbalanced braces
+        names = [text]
+    found: list[Path] = []
+    for name in names:
+        if Path(name).exists() or not glob.has_magic(name):
+            found.append(Path(name))
+            continue
+        matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        if not matches:
+            raise PlaceError(f"no file matches {name}: expected {_KINDS}")
+        found += [Path(match) for match in matches]
+    missing = [path for path in found if not path.exists()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise PlaceError(f"no pictures at {missing[0]}{more}, from {text}: expected {_KINDS}")
+    return found
+
+
+def _open_place(path: Path, files: OpenFiles, index_folder: Path | None, *, several: bool) -> Place:
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return FolderPlace(path, f"{path.resolve().name}/" if several else "")
+    if not path.is_file():
+        raise PlaceError(f"no pictures at {path}: expected {_KINDS}")
+    prefix = f"{path.name}/" if several else ""
+    if suffix in ARCHIVE_SUFFIXES or is_compressed_tar(path.name):
+        return ArchivePlace(path, files, prefix, index_folder=index_folder)
+    if suffix in LIST_SUFFIXES:
+        return ListPlace(path, files, prefix)
+    raise PlaceError(f"{path} is no place that pictures come from: expected {_KINDS}")
+
+
+def _label_rejected(place: Place, count: int) -> Sequence[Rejected]:
+    if count == 1:
+        return place.rejected
+    return [
+        Rejected(id=f"{place.label}/{item.id}" if item.path == item.id else item.id, path=item.path, reason=item.reason)
+        for item in place.rejected
+    ]

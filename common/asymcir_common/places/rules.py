@@ -1,0 +1,88 @@
+"""Which files are pictures, which names are usable, and how large a file may be: the same for training and gallery.
+
+| subject | rule |
+|---|---|
+| files of a folder or an archive | taken by the suffixes of PICTURE_SUFFIXES; a list may name any file |
+| hidden files and folders, `__MACOSX` | left out |
+| ids | UTF-8 text of 1 to MAX_ID_BYTES bytes; others are rejected |
+| names in archives | a leading `./` is removed; names with `..` or a leading `/` are rejected |
+| links to files | followed in a folder and in a list; rejected in an archive |
+| links to folders | rejected |
+| named pipes, devices | never opened |
+| size | at most MAX_FILE_BYTES, packed and unpacked |
+| packing | stored or deflated in a zip; an uncompressed tar |
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PICTURE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+)
+"""Files of a folder or an archive that are taken for pictures."""
+
+CAPTION_SUFFIX, RECORD_SUFFIX = ".txt", ".json"
+"""Files of a picture's own name that stand beside it."""
+
+LIST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
+ARCHIVE_SUFFIXES = frozenset({".tar", ".zip"})
+
+MAX_ID_BYTES = 1024
+
+_COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
+_SHOWN_SUFFIXES = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rejected:
+    """One entry that cannot be a picture, and why.
+
+    Attributes:
+        id: its id; "LIST:LINE" of a line of a list.
+        path: as the place names it; empty where a line names none.
+        reason: one line.
+    """
+
+    id: str
+    path: str
+    reason: str
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix of a name in lower case, with its dot; empty for none."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - as text: a million names pass here
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path has a part that starts with a dot, or lies where macOS keeps its own files."""
+    return "/." in f"/{name}" or "/__MACOSX/" in f"/{name}/"
+
+
+def leaves_its_place(name: str) -> bool:
+    """Whether a member's name is absolute or has a part `..`."""
+    return name.startswith("/") or "/../" in f"/{name}/"
+
+
+def is_compressed_tar(name: str) -> bool:
+    """Whether a file's name is that of a compressed tar, out of which no single file can be read."""
+    return _COMPRESSED.search(name) is not None
+
+
+def check_id(identity: str) -> str | None:
+    """Return why a text cannot be an id, or None."""
+    try:
+        size_bytes = len(identity.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "the id or path is not UTF-8 text: rename the file"
+    if size_bytes == 0 or size_bytes > MAX_ID_BYTES:
+        return f"expected an id of 1 to {MAX_ID_BYTES} bytes, got {size_bytes}"
+    return None
+
+
+def describe_suffixes(suffixes: Mapping[str, int]) -> str:
+    """Say what was found where no picture was: "looked for ..., found 12 .txt, 3 .tar"."""
+    most = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN_SUFFIXES]
+    found = ", ".join(f"{count} {suffix or '(no suffix)'}" for suffix, count in most) or "nothing"
+    return f"looked for names that end in {', '.join(sorted(PICTURE_SUFFIXES))}, found {found}"
