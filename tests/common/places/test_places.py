@@ -1,0 +1,65 @@
+"""Places by braces and globs, several together, and in other processes."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+from asymcir_common import AsymcirError, PlaceError
+from asymcir_common.places import open_places
+from asymcir_training import open_pictures
+from asymcir_training.batches.workers import run_jobs
+
+KINDS = ["folder", "zip", "tar"]
+
+
+def test_shards_by_braces_and_globs_and_several_places_together(face, write, picture, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    for number in range(9, 12):
+        (shards / str(number)).mkdir(parents=True)
+        write("tar", shards / str(number), {"0.png": picture(number)}).rename(shards / f"{number:03}.tar")
+    by_braces = face([f"{shards}/{{009..011}}.tar"])
+    by_glob = face([f"{shards}/*.tar"])
+    assert by_braces.ids == ["009.tar/0.png", "010.tar/0.png", "011.tar/0.png"] == by_glob.ids
+    assert open_pictures([f"{shards}/{{009..011}}.tar"]).digest == open_pictures([f"{shards}/*.tar"]).digest
+    assert [by_glob.read(i) for i in range(3)] == [picture(number) for number in (9, 10, 11)]
+    mixed = face([write("folder", tmp_path, {"x.png": picture(1)}), f"{shards}/{{009,011}}.tar"])
+    assert mixed.ids == ["pictures/x.png", "009.tar/0.png", "011.tar/0.png"]
+    assert mixed.read(2) == picture(11)
+    with pytest.raises(AsymcirError, match=r"012\.tar"):
+        face([f"{shards}/{{009..012}}.tar"])
+    with pytest.raises(AsymcirError, match="no file matches"):
+        face([f"{shards}/*.zip"])
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_that_folder(face, write, picture, tmp_path: Path) -> None:
+    place = tmp_path / "a[1]{2}*"
+    place.mkdir()
+    assert face([str(write("folder", place, {"x.png": picture()}))]).ids == ["x.png"]
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_pictures_are_read_in_other_processes(method: str, write, picture, tmp_path: Path) -> None:
+    files = {"a.png": picture(0), "b.png": picture(1), "b.txt": b"two"}
+    (tmp_path / "list.jsonl").write_text('{"image": "pictures/a.png"}\n')
+    pictures = open_pictures([*(write(kind, tmp_path, files) for kind in KINDS), tmp_path / "list.jsonl"])
+    expected = [pictures.read(i) for i in range(len(pictures))]  # opens the archives here first
+    numbers = range(len(pictures))
+    assert list(run_jobs(pictures.read, numbers, workers=1, start_method=method)) == expected
+    copied = pickle.loads(pickle.dumps(pictures))
+    assert [copied.read(i) for i in range(7)] == expected and copied.digest == pictures.digest
+
+
+def test_names_with_single_or_unbalanced_braces_are_taken_as_they_stand(write, picture, tmp_path: Path) -> None:
+    for name in ("a{1}", "b{", "c}d"):
+        write("zip", tmp_path / name, {"x.png": picture()})
+        assert len(open_places(f"{tmp_path}/{name}/*.zip")) == 1
+    with pytest.raises(PlaceError, match="no pictures at"):
+        open_places(f"{tmp_path}/e{{")
+
+
+def test_a_place_without_pictures_is_none(write, tmp_path: Path) -> None:
+    places = open_places([write("folder", tmp_path, {"a.txt": b"", "b.tar": b""}), write("zip", tmp_path, {"c": b""})])
+    assert len(places) == 0 and places.rejected == []
+    assert ["1 .tar, 1 .txt" in places.places[0].found, "1 (no suffix)" in places.places[1].found] == [True, True]
+    with pytest.raises(IndexError):
+        places.find(0)
