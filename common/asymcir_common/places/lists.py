@@ -14,6 +14,7 @@ goes on. A list is written by whom it serves, so its paths may lead anywhere.
 """
 
 import json
+import re
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,10 +25,11 @@ from numpy.typing import NDArray
 
 from asymcir_common.errors import PlaceError
 from asymcir_common.places.file_reading import OpenFiles
-from asymcir_common.places.path_reading import PathReader
+from asymcir_common.places.path_reading import PathReader, may_lead_into_archive
 from asymcir_common.places.rules import Rejected, check_id
 
 _EXPECTED = 'expected a line like {"path": "pictures/1.jpg", "captions": ["a red mug"]}'
+_UNTIDY = re.compile(r"(^|/)\.?(/|$)")  # a part that is empty or a dot
 
 
 class ListedPicture(NamedTuple):
@@ -79,7 +81,7 @@ def parse_line(line: bytes) -> ListedPicture:
         raise ValueError(_EXPECTED)
     if "\0" in name:
         raise ValueError("the path has a zero character in it")
-    path = Path(name).as_posix()
+    path = Path(name).as_posix() if _UNTIDY.search(name) else name
     identity = record.get("id", path)
     if isinstance(identity, int) and not isinstance(identity, bool):
         identity = str(identity)
@@ -123,7 +125,8 @@ class ListPlace:
                     try:
                         name = ""
                         name, identity, has_id = parse_line(line)
-                        self._reader.check(path.parent / name)
+                        if may_lead_into_archive(name):
+                            self._reader.check(path.parent / name)
                     except (ValueError, PlaceError) as exc:
                         rejected.append(Rejected(id=f"{path.name}:{number}", path=name, reason=str(exc)))
                         continue

@@ -86,6 +86,11 @@ class PathReader:
         return None
 
 
+def may_lead_into_archive(name: str) -> bool:
+    """Whether a path has a part, before its last one, that ends as the name of an archive does."""
+    return _ARCHIVE.search(name) is not None
+
+
 class _Archive:
     """The members of an archive by name; of two of one name the first."""
 
