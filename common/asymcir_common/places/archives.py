@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asymcir_common.places.archive_index import read_index
-from asymcir_common.places.file_reading import OpenFiles
+from asymcir_common.places.file_reading import OpenFiles, stamp_of
 
 
 class ArchivePlace:
@@ -33,6 +33,7 @@ class ArchivePlace:
             PlaceError: it cannot be read.
         """
         index = read_index(path, index_folder)
+        self._place, _, self._changed_ns = stamp_of(path)
         self._path, self._files, self._prefix = path, files, prefix
         self._members, self._pictures = index.members, index.pictures
         self._captions, self._records = index.captions, index.records
@@ -48,6 +49,10 @@ class ArchivePlace:
     def sizes(self) -> NDArray[np.int64]:
         """Return the unpacked size of each picture: [n], bytes."""
         return self._members["size"][self._pictures].astype(np.int64)
+
+    def stamp(self, row: int) -> tuple[str, int, int]:
+        """Return where a picture lies on this machine, its size unpacked, and when its archive changed, in ns."""
+        return f"{self._place}/{self.path(row)}", int(self._members["size"][self._pictures[row]]), self._changed_ns
 
     def read(self, row: int) -> bytes:
         """Return a picture's file; ImageError when it cannot be read."""

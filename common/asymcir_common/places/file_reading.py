@@ -96,6 +96,16 @@ def size_of(path: Path) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else MISSING
 
 
+def stamp_of(path: Path) -> tuple[str, int, int]:
+    """Return a file's absolute path, its size in bytes and its time of change in ns; MISSING and 0 where it is none."""
+    place = os.path.abspath(path)  # noqa: PTH100 - links are not resolved: that would read every folder
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return place, MISSING, 0
+    return (place, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (place, MISSING, 0)
+
+
 def read_file(path: Path, name: str) -> bytes:
     """Return a file's bytes.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from asymcir_common.places.file_reading import read_file, read_file_beside, size_of
+from asymcir_common.places.file_reading import read_file, read_file_beside, size_of, stamp_of
 from asymcir_common.places.rules import (
     ARCHIVE_SUFFIXES,
     CAPTION_SUFFIX,
@@ -54,6 +54,10 @@ class FolderPlace:
         """Ask the file system for the size of each picture: [n], bytes."""
         count = len(self.ids)
         return np.fromiter((size_of(self._folder / self.path(row)) for row in range(count)), np.int64, count)
+
+    def stamp(self, row: int) -> tuple[str, int, int]:
+        """Return where a picture lies on this machine, its size in bytes, and when that file changed, in ns."""
+        return stamp_of(self._folder / self.path(row))
 
     def read(self, row: int) -> bytes:
         """Return a picture's file; ImageError when it cannot be read."""

@@ -157,6 +157,10 @@ class ListPlace:
         sizes = (self._reader.size(self._path.parent / name) for name in self._paths)
         return np.fromiter(sizes, np.int64, len(self._paths))
 
+    def stamp(self, row: int) -> tuple[str, int, int]:
+        """Return where a picture lies on this machine, its size in bytes, and when that file changed, in ns."""
+        return self._reader.stamp(self._path.parent / self._paths[row])
+
     def read(self, row: int) -> bytes:
         """Return a picture's file; ImageError when it cannot be read."""
         return self._reader.read(self._path.parent / self._paths[row], self._paths[row])

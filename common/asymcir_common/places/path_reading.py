@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from asymcir_common.errors import ImageError, PlaceError
 from asymcir_common.places.directories import read_directory
-from asymcir_common.places.file_reading import MISSING, OpenFiles, read_file, size_of
+from asymcir_common.places.file_reading import MISSING, OpenFiles, read_file, size_of, stamp_of
 
 _ARCHIVE = re.compile(r"\.(zip|tar|tar\.\w+|tgz|tbz2?|txz)/", re.IGNORECASE)
 
@@ -48,6 +48,17 @@ class PathReader:
         archive, name = found
         row = archive.rows.get(name)
         return MISSING if row is None else int(archive.members[row]["size"])
+
+    def stamp(self, path: Path) -> tuple[str, int, int]:
+        """Return where a file or member lies, its `size`, and when the file or the archive changed, in ns."""
+        try:
+            found = self._find(path)
+        except PlaceError:
+            found = None
+        if found is None:
+            return stamp_of(path)
+        archive, name = found
+        return f"{archive.stamp[0]}/{name}", self.size(path), archive.stamp[2]
 
     def read(self, path: Path, name: str = "") -> bytes:
         """Return the bytes of a file or member.
@@ -96,7 +107,7 @@ class _Archive:
 
     def __init__(self, path: Path) -> None:
         directory = read_directory(path)
-        self.path = path
+        self.path, self.stamp = path, stamp_of(path)
         self.members: NDArray[np.void] = directory.members
         self.rows: dict[str, int] = {}
         for row, name in enumerate(directory.names):

@@ -58,6 +58,9 @@ class Place(Protocol):
     def sizes(self) -> NDArray[np.int64]:
         """Return the size of each picture, as the place states it: [n], bytes; -1 where it is missing."""
 
+    def stamp(self, row: int) -> tuple[str, int, int]:
+        """Return where a picture lies on this machine, its size in bytes, and when that file changed, in ns."""
+
     def read(self, row: int) -> bytes:
         """Return a picture's file; ImageError when it cannot be read."""
 

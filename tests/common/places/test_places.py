@@ -1,5 +1,6 @@
 """Places by braces and globs, several together, and in other processes."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from asymcir_common import AsymcirError, PlaceError
 from asymcir_common.places import open_places
 from asymcir_training import open_pictures
 from asymcir_training.batches.workers import run_jobs
+from asymcir_training.pictures import PictureFiles
 
 KINDS = ["folder", "zip", "tar"]
 
@@ -47,6 +49,27 @@ def test_pictures_are_read_in_other_processes(method: str, write, picture, tmp_p
     assert list(run_jobs(pictures.read, numbers, workers=1, start_method=method)) == expected
     copied = pickle.loads(pickle.dumps(pictures))
     assert [copied.read(i) for i in range(7)] == expected and copied.digest == pictures.digest
+
+
+def test_where_a_picture_lies_and_when_it_changed(write, tmp_path: Path) -> None:
+    paths = [write(kind, tmp_path, {"a.png": b"abc"}) for kind in KINDS]
+    lines = "".join(
+        f'{{"path": "{name}/a.png"}}\n' for name in ("pictures", "pictures.zip", "pictures.tar", "none", "none.zip")
+    )
+    (tmp_path / "list.jsonl").write_text(lines)
+    expected = []
+    for number, path in enumerate(paths):
+        file = path / "a.png" if path.is_dir() else path
+        os.utime(file, ns=(0, 1000 + number))
+        expected.append((f"{path}/a.png", 3, 1000 + number))
+        assert open_places(path).places[0].stamp(0) == expected[-1]
+    expected += [(f"{tmp_path}/none/a.png", -1, 0), (f"{tmp_path}/none.zip/a.png", -1, 0)]
+    place = open_places(tmp_path / "list.jsonl").places[0]
+    assert [place.stamp(row) for row in range(5)] == expected
+    assert place.sizes().tolist() == [3, 3, 3, -1, -1]
+    pictures, files = open_pictures([tmp_path / "list.jsonl"]), PictureFiles([path / "a.png" for path in paths])
+    assert [pictures.place(number) for number in range(3)] == expected[:3] == [files.place(n) for n in range(3)]
+    assert [files.read(number) for number in range(3)] == [b"abc"] * 3
 
 
 def test_names_with_single_or_unbalanced_braces_are_taken_as_they_stand(write, picture, tmp_path: Path) -> None:

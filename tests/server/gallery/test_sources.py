@@ -113,3 +113,19 @@ def test_what_is_no_source(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path / "notes.txt"):
         with pytest.raises(GalleryBuildError):
             open_source(path)
+
+
+def test_a_line_that_names_a_picture_again_is_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"path": "a.png", "x": 1}\n{"path": "b.png"}\n{"path": "./a.png", "x": 2}\n')
+    assert [(entry.id, entry.metadata) for entry in entries(path)] == [("a.png", {"x": 1}), ("b.png", {})]
+    assert "earlier line" in rejected(path)["a.png"] and len(open_source(path)) == 2
+
+
+def test_metadata_of_a_list_that_changed_since_it_was_opened(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"path": "a.png"}\n{"path": "b.png"}\n')
+    source = open_source(path)
+    path.write_text('{"path": "a.png"}\n')
+    first, second = source
+    assert isinstance(first, Entry) and isinstance(second, Rejected) and "cut off" in second.reason

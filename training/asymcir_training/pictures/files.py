@@ -50,6 +50,10 @@ class PictureFiles(Wordless):
         """Return a picture's file; ImageError when it cannot be read."""
         return self._reader.read(self.paths[number])
 
+    def place(self, number: int) -> tuple[str, int, int]:
+        """Return where a picture lies, its size in bytes, and when that file changed, in ns."""
+        return self._reader.stamp(self.paths[number])
+
     def decode(self, number: int, spec: Preprocessing) -> NDArray[np.uint8]:
         """Return a picture as a network sees it, [S, S, 3]; ImageError when it is corrupt."""
         return preprocess(decode_image(self.read(number), name=self.keys[number]), spec)

@@ -84,6 +84,11 @@ class Pictures:
         """
         return self._places.read(number)
 
+    def place(self, number: int) -> tuple[str, int, int]:
+        """Return where a picture lies on this machine, its size in bytes, and when that file changed, in ns."""
+        place, row = self._places.find(number)
+        return place.stamp(row)
+
     def captions(self, number: int) -> tuple[str, ...]:
         """Return the lines of the .txt of its name; without one, "caption" and "captions" of its records."""
         text, records = self._read_texts(number)
