@@ -36,7 +36,12 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         description="Encode pictures and write them as the next snapshot of a gallery. A picture that cannot be read "
         "is listed in the snapshot's quarantine.jsonl with the reason. Servers that run keep their snapshot.",
     )
-    build.add_argument("images", type=Path, metavar="IMAGES", help="a folder (recursive), a zip, or a .jsonl list")
+    build.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        help="folders (recursive), zips, uncompressed tars, .jsonl lists; {000..012} and * name several",
+    )
     add_server_bundle(build)
     add_gallery_folder(build, help="the gallery's folder, made where there is none")
     build.add_argument(

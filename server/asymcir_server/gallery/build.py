@@ -232,8 +232,9 @@ def _write_index(folder: Path) -> float:
 
 
 def _explain_nothing(images: str | Path | Sequence[str | Path], source: Source, folder: Path, quarantined: int) -> str:
+    named = str(images) if isinstance(images, str | Path) else ", ".join(str(place) for place in images)
     if quarantined == 0:
-        return f"no pictures in {images}: {source.found}"
+        return f"no pictures in {named}: {source.found}"
     with (folder / QUARANTINE_NAME).open(encoding="utf-8") as stream:
         first = json.loads(stream.readline())
-    return f"none of the {quarantined} pictures in {images} can be used; the first: {first['reason']}"
+    return f"none of the {quarantined} pictures in {named} can be used; the first: {first['reason']}"

@@ -137,6 +137,21 @@ def test_a_zip_gives_the_same_gallery(
         assert (report.snapshot / name).read_bytes() == (gallery_folder / "snapshots/000001" / name).read_bytes()
 
 
+def test_several_places_give_one_gallery(tmp_path: Path, pictures: Path, bundle: ServerBundle) -> None:
+    for side in ("left", "right"):
+        with zipfile.ZipFile(tmp_path / f"{side}.zip", "w") as archive:
+            for picture in (pictures / side).glob("*.png"):
+                archive.write(picture, picture.name)
+    report = build_gallery([pictures / "left", f"{tmp_path}/{{left,right}}.zip"], bundle, tmp_path / "g")
+    count = len(list((pictures / "left").glob("*.png"))), len(list((pictures / "right").glob("*.png")))
+    assert (report.size, report.quarantined) == (2 * count[0] + count[1], 0)
+    with zipfile.ZipFile(tmp_path / "left.zip") as archive:
+        name = archive.namelist()[0]
+    gallery = Gallery.open(tmp_path / "g")
+    assert set(gallery.search(queries(1, 16), 1000).ids[0]) >= {f"left/{name}", f"left.zip/{name}"}
+    gallery.close()
+
+
 def test_bad_pictures_go_to_quarantine_and_good_ones_do_not(tmp_path: Path, bundle: ServerBundle) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
