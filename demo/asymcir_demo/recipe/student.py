@@ -24,8 +24,8 @@ from asymcir_demo.recipe.foundation import BACKBONE, EXECUTION, SIZE, plain_name
 from asymcir_demo.recipe.render import load_style
 from asymcir_demo.recipe.splits import drawn_alike
 
-DISTILLATION = DistilConfig(int8_share=0.25)
-"""Losses chosen on the dev split; see training/RESULTS.md. The rounding is there for the int8 encoder."""
+DISTILLATION = DistilConfig()
+"""Losses chosen on the dev split; see training/RESULTS.md."""
 SENTENCE_LENGTH = 6
 TOKEN_LEARNER_WIDTH = 256
 PREPROCESSING = imagenet_preprocessing(SIZE)

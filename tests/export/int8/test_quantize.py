@@ -16,8 +16,6 @@ from asymcir_export.graphs.device_graph import (
 from asymcir_export.graphs.writer import to_onnx, write_onnx
 from asymcir_export.int8.bias_correction import correct_biases, round_weights
 from asymcir_export.int8.quantize import quantize_dynamic_int8, quantize_static_int8, to_fp16, write_ort
-from asymcir_training import normalise_pixels
-from asymcir_training.models.int8_rounding import rounded_to_int8
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
@@ -93,46 +91,6 @@ def test_static_int8_quantises_the_network_and_not_the_preprocessing(
     assert any(list(dims) == [kernels[0].dims[0]] for dims in scales.values())  # one per output channel
     assert 0.0 < error_to_spread(graph, quantised, samples) < 0.1
     assert quantised.ByteSize() < 0.5 * graph.ByteSize()
-
-
-class Residual(nn.Module):
-    """An inverted residual behind a stem, as mobile backbones have it: a sum of feature maps is quantised, too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.stem = nn.Sequential(*_layers(3, 16, kernel=3), *_layers(16, 32))
-        self.block = nn.Sequential(*_layers(32, 64), *_layers(64, 64, kernel=3, groups=64), *_layers(64, 32)[:-1])
-        self.head = nn.Sequential(*_layers(32, 24))
-        self.out = nn.Linear(24 * 64, 6 * 8)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        features = self.stem(pixels)
-        features = self.head(self.block(features) + features)
-        return self.out(nn.functional.avg_pool2d(features, 8).flatten(1)).view(-1, 6, 8)
-
-
-def _layers(inner: int, outer: int, *, kernel: int = 1, groups: int = 1) -> list[nn.Module]:
-    convolution = nn.Conv2d(inner, outer, kernel, padding=kernel // 2, groups=groups, bias=False)
-    return [convolution, nn.BatchNorm2d(outer), nn.ReLU6()]
-
-
-def test_training_rounds_about_as_the_int8_graph_does(samples: list[NDArray[np.uint8]]) -> None:
-    network = Residual()
-    network(normalise_pixels(torch.from_numpy(np.stack(samples)), SPEC))  # gives the norms some statistics
-    network.eval()
-    plain = build_device_graph(network, SPEC, torch.zeros(1, 3, 64, 64))
-    quantised = quantize_static_int8(plain, INPUT_NAME, samples, keep_float=[PREPROCESSING_PREFIX])
-    found = np.stack([run(quantised, picture) for picture in samples])
-    pixels = normalise_pixels(torch.from_numpy(np.stack(samples)), SPEC)  # together: the ranges of the calibration
-    with torch.no_grad():
-        exact = network(pixels).numpy()
-        with rounded_to_int8():
-            rounded = network(pixels).numpy()
-    rounding = np.abs(found - exact).mean()
-    # As large, and partly the same: scales that differ by a hundredth round the next value another way.
-    assert 0.7 * rounding < np.abs(rounded - exact).mean() < 1.4 * rounding
-    assert np.abs(found - rounded).mean() < rounding
 
 
 def test_too_few_pictures_to_calibrate_on_are_refused(graph: ModelProto, samples: list[NDArray[np.uint8]]) -> None:

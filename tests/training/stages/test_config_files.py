@@ -101,7 +101,6 @@ UNION = (UnionRun, ["run.out=x", "triplets.path=t", "foundation.name=ViT-B-32"])
         ),
         (DISTIL, ["validation.gallery=['g']"], r"validation\.gallery does nothing here \(validation"),
         (DISTIL, ["student.symmetric=true", "distil.frozen=['a']"], r"distil\.frozen does nothing here \(a symmetric"),
-        (DISTIL, ["student.symmetric=true", "distil.int8_share=0.5"], r"distil\.int8_share does nothing here"),
         (UNION, ["triplets.light=l", "run.validate_every=5"], r"run\.validate_every does nothing here"),
         (UNION, ["triplets.light=l", "transagg.batch=7"], r"\[transagg\] does nothing here \(triplets\.system"),
         (UNION, ["triplets.system=transagg", "union.batch=7"], r"\[union\] does nothing here \(transagg reads"),
@@ -117,8 +116,8 @@ def test_a_key_that_would_do_nothing_is_refused(stage: tuple[type, list[str]], i
 def test_the_same_keys_are_taken_where_they_work() -> None:
     assert load_config(FOUNDATION[0], None, FOUNDATION[1]).start.name == "ViT-B-32"
     validated = ["validation.triplets=t", "run.validate_every=5", "validation.gallery=['g']", "distil.frozen=['a']"]
-    distil = load_config(DISTIL[0], None, [*DISTIL[1], *validated, "data.cache=c", "distil.int8_share=0.5"])
-    assert (distil.run.validate_every, distil.data.cache, distil.distil.int8_share) == (5, Path("c"), 0.5)
+    distil = load_config(DISTIL[0], None, [*DISTIL[1], *validated, "data.cache=c"])
+    assert (distil.run.validate_every, distil.data.cache) == (5, Path("c"))
     asked = ["triplets.light=l", "triplets.limit=9", "triplets.step=7", "union.batch=7"]
     union = load_config(UNION[0], None, [*UNION[1], *asked])
     assert (union.triplets.step, union.union.batch) == (7, 7)

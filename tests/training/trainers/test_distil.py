@@ -40,7 +40,6 @@ EVERYTHING = dataclasses.replace(
     frozen=("conv_stem", "bn1"),
     mix_after=("blocks.0",),
     mix_share=0.5,
-    int8_share=0.5,
     augmentation=Augmentation(),
 )
 
@@ -121,36 +120,6 @@ def test_an_interrupted_distillation_with_everything_on_goes_on_exactly(clip: Fo
     assert len(calls) == 4 + 2  # from the state after two steps
     expected = whole.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
-
-
-def test_the_last_steps_are_rounded(clip: Foundation, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="int8_share from 0 to 1, got 2"):
-        dataclasses.replace(LOCAL, int8_share=2)
-    logs = []
-    for share in (0.0, 0.5):
-        folder = tmp_path / str(share)
-        config = dataclasses.replace(LOCAL, int8_share=share)
-        _distil(_student(), clip, config, LoopConfig(folder=folder, steps=6, log_every=1))
-        logs.append([line["loss"] for line in _log(folder)])
-    assert logs[0][:3] == logs[1][:3]
-    assert all(rounded != plain for rounded, plain in zip(logs[1][3:], logs[0][3:], strict=True))
-
-
-def test_weights_that_were_never_rounded_are_not_the_best(clip: Foundation, tmp_path: Path) -> None:
-    figures = iter([0.9, 0.8, 0.5, 0.7])  # after 1, 2, 3 and 4 steps
-    summary = distil(
-        _student(),
-        clip,
-        pictures=[_pictures()],
-        teacher=embed_pictures(clip, [_pictures()]),
-        patches=embed_patches(clip, [_pictures()]),
-        phrases=[],
-        modifiers=[],
-        config=dataclasses.replace(LOCAL, int8_share=0.5),
-        loop=LoopConfig(folder=tmp_path, steps=4, validate_every=1, best="R@1"),
-        validate=lambda encoder: {"R@1": next(figures)},
-    )
-    assert (summary.best_step, summary.best_figure) == (4, 0.7)
 
 
 def test_other_patches_make_another_run(clip: Foundation, tmp_path: Path) -> None:

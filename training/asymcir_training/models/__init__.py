@@ -14,7 +14,6 @@ from asymcir_training.models.checkpoints import (
     save_transagg,
     save_union_head,
 )
-from asymcir_training.models.int8_rounding import rounded_to_int8
 from asymcir_training.models.light_encoder import AdaptiveTokenLearner, LightEncoder
 from asymcir_training.models.mix_style import freeze_stages, mixed_styles
 from asymcir_training.models.symmetric_encoder import SymmetricEncoder
@@ -37,7 +36,6 @@ __all__ = [
     "load_union_head",
     "mixed_styles",
     "read_kind",
-    "rounded_to_int8",
     "save_light_encoder",
     "save_symmetric_encoder",
     "save_transagg",

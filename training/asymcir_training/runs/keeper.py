@@ -126,8 +126,7 @@ class RunKeeper:
         if name and name not in figures:
             raise TrainingError(f"expected validation to give {name!r}, to keep the best by; got {', '.join(figures)}")
         record = replace(self.record, validated=done)
-        competes = bool(name) and done > self._config.best_from
-        improved = competes and (record.best_figure is None or figures[name] > record.best_figure)
+        improved = bool(name) and (record.best_figure is None or figures[name] > record.best_figure)
         if improved:
             record = replace(record, best_step=done, best_figure=figures[name])
         self.record = record

@@ -18,7 +18,6 @@ class LoopConfig:
         log_every: steps between log lines.
         validate_every: steps between validations; 0: only after the last step.
         best: figure of the validation whose largest value decides which weights `best/` keeps; "": none are kept.
-        best_from: only validations after more steps than these decide.
         tensorboard: write TensorBoard events beside the log.
         curves: draw `curves.png` when the run ends.
         allow_changes: go on although the identity changed.
@@ -31,7 +30,6 @@ class LoopConfig:
     log_every: int = 20
     validate_every: int = 0
     best: str = ""
-    best_from: int = 0
     tensorboard: bool = False
     curves: bool = True
     allow_changes: bool = False

@@ -185,7 +185,7 @@ class DistilRun:
             _refuse_idle("run.validate_every", self.run.validate_every, "validation.triplets is not set")
             _refuse_idle("validation.gallery", self.validation.gallery, "validation.triplets is not set")
         if self.student.symmetric:
-            for name in ("frozen", "mix_after", "int8_share"):
+            for name in ("frozen", "mix_after"):
                 why = "a symmetric student has no backbone of its own"
                 _refuse_idle(f"distil.{name}", getattr(self.distil, name), why)
 

@@ -13,7 +13,7 @@ P phrases, R patches.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Literal
 
 import numpy as np
@@ -31,7 +31,6 @@ from asymcir_training.foundation.digests import digest
 from asymcir_training.foundation.model import Foundation
 from asymcir_training.foundation.preprocessing import normalise_pixels
 from asymcir_training.foundation.prompts import TOKENS_MODIFIER_PROMPT
-from asymcir_training.models.int8_rounding import rounded_to_int8
 from asymcir_training.models.light_encoder import LightEncoder
 from asymcir_training.models.mix_style import freeze_stages, mixed_styles
 from asymcir_training.models.symmetric_encoder import SymmetricEncoder
@@ -71,7 +70,6 @@ class DistilConfig:
     nearest: Annotated[int, "the pseudo-caption X is drawn among this many nearest phrases"] = 1
     phrase_scale: Annotated[float, "inverse temperature of that draw; 0 draws evenly"] = 0.0
     clip_norm: Annotated[float, "longest gradient"] = 5.0
-    int8_share: Annotated[float, "share of the steps, the last ones, that the encoder takes rounded to int8"] = 0.0
     frozen: Annotated[tuple[str, ...], "modules of the backbone that stay as they are"] = ()
     mix_after: Annotated[tuple[str, ...], "modules of the backbone after which styles are mixed"] = ()
     mix_share: Annotated[float, "share of the pictures whose style is mixed"] = 0.5
@@ -82,8 +80,6 @@ class DistilConfig:
             raise DataError(f"expected a batch of 1 or more, got {self.batch}")
         if not 0.0 <= self.mix_share <= 1.0:
             raise DataError(f"expected mix_share from 0 to 1, got {self.mix_share}")
-        if not 0.0 <= self.int8_share <= 1.0:
-            raise DataError(f"expected int8_share from 0 to 1, got {self.int8_share}")
         if self.lar_group < 0 or (self.lar_group and self.batch % self.lar_group):
             raise DataError(f"expected lar_group to divide the batch of {self.batch}, got {self.lar_group}")
 
@@ -97,14 +93,12 @@ class _Part:
         modifiers: one for each.
         numbers: [b_c], the pictures.
         teacher: [b_c, E], the teacher's features of them.
-        rounded: whether the encoder computes in rounded 8-bit values.
     """
 
     inputs: Tensor
     modifiers: Sequence[str]
     numbers: NDArray[np.int64]
     teacher: Tensor
-    rounded: bool
 
 
 def distil(
@@ -189,17 +183,14 @@ def distil(
             execution=execution,
         )
 
-    rounded_from = round(loop.steps * (1.0 - config.int8_share))
-
-    def encode(inputs: Tensor, *, rounded: bool) -> Tensor:
+    def encode(inputs: Tensor) -> Tensor:
         if isinstance(student, SymmetricEncoder):
             return student.from_patches(inputs)
         pixels = normalise_pixels(inputs.to(device).permute(0, 2, 3, 1), student.preprocessing)
-        with rounded_to_int8(rounded):
-            return student(pixels.contiguous(memory_format=torch.channels_last))
+        return student(pixels.contiguous(memory_format=torch.channels_last))
 
     def represent(part: _Part) -> dict[str, Tensor]:
-        tokens = encode(part.inputs, rounded=part.rounded)  # [b_c, L, D]
+        tokens = encode(part.inputs)  # [b_c, L, D]
         said, places = foundation.compose_with_tokens(tokens)
         found = {"said": said}
         if late:
@@ -228,7 +219,6 @@ def distil(
                 modifiers=drawn[own][part],
                 numbers=rows[batch.index[part]],
                 teacher=seen[own][part],
-                rounded=number >= rounded_from,
             )
             for part in execution.split(len(batch.whole))
         ]
@@ -256,8 +246,7 @@ def distil(
     mixing = nullcontext() if light is None else mixed_styles(light.backbone, config.mix_after, config.mix_share)
     with mixing:
         summary = run_steps(
-            # Weights that were never rounded do not compete with those that were.
-            replace(loop, best_from=rounded_from if config.int8_share else 0),
+            loop,
             identity=identity,
             parts={"student": student, **optimisation.parts()},
             step=step,
