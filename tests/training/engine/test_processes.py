@@ -1,65 +1,19 @@
-"""Processes, devices, precision and synchronised batch norm; two processes are real ones that torchrun starts."""
+"""Processes, devices and precision; two processes are real ones that torchrun starts."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
-from asymcir_training.engine.batch_norm import SynchronisedBatchNorm, still_statistics, synchronise_batch_norm
 from asymcir_training.engine.precision import Precision
 from asymcir_training.engine.processes import Processes, start_processes, stop_processes
 from asymcir_training.errors import ConfigError, TrainingError
-from timm.layers import BatchNormAct2d
-from torch import Tensor, nn
+from torch import nn
 from two_processes import WORLD, run_in_two_processes
 
 CPU = torch.device("cpu")
 ONE = Processes()
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29511"}
-
-
-def _norms() -> dict[str, nn.Module]:
-    """Make one of each kind of batch norm, with weights that are not all alike."""
-    torch.manual_seed(3)
-    found = {
-        "1d": nn.BatchNorm1d(6),
-        "2d": nn.BatchNorm2d(6, momentum=0.3),
-        "mean of all batches": nn.BatchNorm2d(6, momentum=None),
-        "no weights": nn.BatchNorm2d(6, affine=False),
-        "no tracking": nn.BatchNorm2d(6, track_running_stats=False),
-        "act": BatchNormAct2d(6, act_layer=nn.SiLU, drop_layer=lambda: nn.Dropout(0.0)),
-        "act with weights": BatchNormAct2d(6, act_layer=nn.PReLU),
-        "act in place": BatchNormAct2d(6, act_layer=nn.ReLU, inplace=True),
-    }
-    for norm in found.values():
-        for value in norm.parameters():
-            nn.init.normal_(value, mean=1.0)
-    return found
-
-
-def _normalise(norm: nn.Module, pictures: Tensor, wanted: Tensor, processes: Processes) -> dict[str, Tensor]:
-    """Train a norm for two batches, then look at its gradients, its statistics and its output in eval mode."""
-    shares = torch.tensor_split(pictures, processes.world)[processes.rank], torch.tensor_split(wanted, processes.world)
-    outputs = {}
-    for number in range(2):
-        x = (shares[0] * (number + 1)).clone().requires_grad_()
-        norm.zero_grad()
-        y = norm(x * 1.0)
-        (y * shares[1][processes.rank]).sum().backward()
-        assert x.grad is not None
-        outputs |= {f"y {number}": y.detach(), f"dx {number}": x.grad}
-    processes.reduce_gradients(norm.parameters())
-    gradients = {f"d {name}": value.grad for name, value in norm.named_parameters() if value.grad is not None}
-    norm.eval()
-    return {**outputs, "eval": norm(shares[0]).detach(), **gradients, **norm.state_dict()}
-
-
-def _batch(kind: str) -> tuple[Tensor, Tensor]:
-    torch.manual_seed(4)
-    shape = (10, 6) if kind == "1d" else (10, 6, 3, 4)
-    return 5.0 + 2.0 * torch.randn(shape), torch.randn(shape)
 
 
 def work(processes: Processes, folder: Path) -> dict[str, Any]:
@@ -92,12 +46,6 @@ def work(processes: Processes, folder: Path) -> dict[str, Any]:
     processes.reduce_gradients([*values, *large, values[0]])
     found["gradients"] = [value.grad for value in values] + [value.grad[::1_000_000] for value in large]
 
-    for kind, norm_of_kind in _norms().items():
-        made = synchronise_batch_norm(norm_of_kind, processes)
-        assert isinstance(made, SynchronisedBatchNorm)
-        found[kind] = _normalise(made, *_batch(kind), processes)
-    found["bf16"] = synchronise_batch_norm(nn.BatchNorm2d(6), processes)(_batch("2d")[0].bfloat16()[rank::2])
-    found["uneven"] = synchronise_batch_norm(nn.BatchNorm2d(6), processes)(_batch("2d")[0][: 3 if rank == 0 else 7])
     return found
 
 
@@ -132,63 +80,6 @@ def test_gradients_are_summed_and_what_no_process_has_stays_without(two: list[di
         assert third is None and fixed is None
         assert wide.dtype == torch.float64 and wide.tolist() == [2, 2]
         assert [value.tolist() for value in large] == [[1] * 5, [3] * 5]  # two buckets
-
-
-@pytest.mark.parametrize("kind", list(_norms()))
-def test_synchronised_batch_norm_equals_a_plain_one_on_the_whole_batch(two: list[dict[str, Any]], kind: str) -> None:
-    plain = _norms()[kind]
-    alone = _normalise(plain, *_batch(kind), ONE)
-    halves = [found[kind] for found in two]
-    assert halves[0].keys() == alone.keys()
-    if kind == "no tracking":  # in eval mode, it takes the statistics of what each process evaluates, as torch's does
-        alone.pop("eval")
-    for name, expected in alone.items():
-        of_rows = name.split()[0] in {"y", "dx", "eval"}
-        got = torch.cat([half[name] for half in halves]) if of_rows else halves[0][name]
-        torch.testing.assert_close(got, expected, rtol=2e-6, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
-        assert of_rows or torch.equal(halves[1][name], got)
-
-
-def test_synchronised_batch_norm_takes_bf16_and_uneven_shares(two: list[dict[str, Any]]) -> None:
-    pictures = _batch("2d")[0]
-    order = [*range(0, 10, 2), *range(1, 10, 2)]
-    both = torch.cat([found["bf16"] for found in two])
-    assert both.dtype == torch.bfloat16
-    expected = nn.BatchNorm2d(6)(pictures.bfloat16())[order]
-    torch.testing.assert_close(both, expected, rtol=1e-2, atol=1e-2)
-    uneven = torch.cat([found["uneven"] for found in two])
-    shares = torch.cat([pictures[:3], pictures[:7]])
-    torch.testing.assert_close(uneven, nn.BatchNorm2d(6)(shares), rtol=2e-6, atol=2e-6)
-
-
-def test_synchronising_keeps_parameters_keys_and_layers_and_one_process_keeps_the_model() -> None:
-    model = timm.create_model("test_efficientnet", num_classes=0).train()
-    plain = copy.deepcopy(model)
-    assert synchronise_batch_norm(model, ONE) is model and not any(
-        isinstance(part, SynchronisedBatchNorm) for part in model.modules()
-    )
-    before = {name: id(value) for name, value in model.named_parameters()}
-    model.bn1.eval()
-    assert synchronise_batch_norm(model, Processes(world=2)) is model
-    assert not any(isinstance(part, nn.BatchNorm2d) for part in model.modules())
-    assert {name: id(value) for name, value in model.named_parameters()} == before
-    assert model.state_dict().keys() == plain.state_dict().keys()
-    assert isinstance(model.bn1.act, nn.SiLU) and not model.bn1.training and model.bn2.training
-    plain.load_state_dict(model.state_dict())
-    pictures = torch.randn(2, 3, 32, 32)
-    assert torch.equal(plain.eval()(pictures), copy.deepcopy(model).eval()(pictures))
-
-
-@pytest.mark.parametrize("kind", ["2d", "mean of all batches", "act"])
-def test_still_statistics_stay_in_training_and_move_again_afterwards(kind: str) -> None:
-    norm, twin = _norms()[kind], _norms()[kind]
-    before = copy.deepcopy(norm.state_dict())
-    x = _batch(kind)[0]
-    with still_statistics([norm]):
-        assert torch.equal(norm(x), twin(x))
-    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
-    norm(x)
-    assert all(torch.equal(value, twin.state_dict()[name]) for name, value in norm.state_dict().items())
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

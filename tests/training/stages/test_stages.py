@@ -243,6 +243,9 @@ def test_too_small_parts_for_matching_are_refused_before_the_cache(data: Path, t
     assert not list((tmp_path / "clip").glob("light.work/teacher/*"))
 
 
+WITHOUT_BATCH_NORMS = ("student.backbone=test_vit",)
+
+
 def distil_here(processes: Processes, folder: Path) -> dict[str, Any]:
     """Distil in this process and return the student's weights."""
     inputs = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
@@ -251,10 +254,33 @@ def distil_here(processes: Processes, folder: Path) -> dict[str, Any]:
 
 
 def test_two_processes_train_the_weights_that_one_does(data: Path, clip_folder: Path, tmp_path: Path) -> None:
-    inputs = {"data": str(data), "clip": str(clip_folder), "more": ["distil.batch=4", "run.epochs=0.75"]}
+    inputs = {
+        "data": str(data),
+        "clip": str(clip_folder),
+        "more": [*WITHOUT_BATCH_NORMS, "distil.batch=4", "run.epochs=0.75"],
+    }
     (tmp_path / "inputs.json").write_text(json.dumps(inputs), encoding="utf-8")
     alone = distil_here(Processes(), tmp_path)
     first, second = run_in_two_processes(__file__, "distil_here", tmp_path)
     for name, value in alone.items():
         torch.testing.assert_close(first[name], second[name], rtol=0.0, atol=0.0)
         torch.testing.assert_close(first[name], value, rtol=2e-3, atol=2e-4, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def refuse_here(processes: Processes, folder: Path) -> str:
+    """Distil a backbone with batch norms in this process and return what that gives."""
+    try:
+        distil_here(processes, folder)
+    except ConfigError as exc:
+        return str(exc)
+    return ""
+
+
+def test_batch_norms_on_two_cpu_processes_are_refused_before_the_cache(
+    data: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    inputs = {"data": str(data), "clip": str(clip_folder), "more": ["distil.frozen=['blocks', 'bn2']"]}
+    (tmp_path / "inputs.json").write_text(json.dumps(inputs), encoding="utf-8")
+    for message in run_in_two_processes(__file__, "refuse_here", tmp_path):
+        assert "this LightEncoder (backbone.bn1) would train with the statistics of one of 2 CPU processes" in message
+    assert not list(tmp_path.glob("run-2/light.work/teacher/*"))

@@ -1,6 +1,6 @@
 """How a training step is computed: processes, precision, chunks of a contrastive batch, learning-rate schedule."""
 
-from asymcir_training.engine.batch_norm import synchronise_batch_norm
+from asymcir_training.engine.batch_norm import check_batch_norms, synchronise_batch_norms
 from asymcir_training.engine.contrastive_step import contrastive_backward
 from asymcir_training.engine.execution import Execution, pick, sample_rows
 from asymcir_training.engine.precision import Precision
@@ -11,6 +11,7 @@ __all__ = [
     "Execution",
     "Precision",
     "Processes",
+    "check_batch_norms",
     "contrastive_backward",
     "cosine_schedule",
     "parameter_groups",
@@ -19,5 +20,5 @@ __all__ = [
     "seed_of_step",
     "start_processes",
     "stop_processes",
-    "synchronise_batch_norm",
+    "synchronise_batch_norms",
 ]

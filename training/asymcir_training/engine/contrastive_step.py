@@ -55,7 +55,7 @@ def contrastive_backward(
 
     One chunk costs one forward pass; several cost a second one, and hold the activations of one chunk at a time.
     Gradients equal those of one process with one chunk, except through batch statistics: a batch norm sees chunk by
-    chunk (of all processes, where it is synchronised), and its running statistics advance once per chunk.
+    chunk (of all processes, on CUDA), and its running statistics advance once per chunk.
 
     What `represent` draws from torch's generators is seeded by the chunk's number in the global batch: it comes out the
     same in both passes, differs between processes, and 2 processes x 2 chunks draw what 1 process x 4 chunks draw.

@@ -34,7 +34,7 @@ from asymcir_training.stages.sections import (
     StudentSection,
     ValidationSection,
 )
-from asymcir_training.trainers.distil import DistilConfig, distil
+from asymcir_training.trainers.distil import DistilConfig, distil, start_student
 from asymcir_training.triplets.formats import read_triplets
 from asymcir_training.triplets.pictures import gather_gallery
 from asymcir_training.triplets.validation import TripletValidation
@@ -59,6 +59,7 @@ def train_distil(config: DistilRun) -> Path:
     if losses.lar_weight and losses.lar == "matching":
         foundation.check_matching()
     student = _build_student(config.student, foundation, seed=config.run.seed)
+    start_student(student, losses, execution.processes)
     root = config.data.cache or config.run.work_folder / "teacher"
     validation = _validation(config.validation, foundation, student.preprocessing, execution, root)
     cache = open_teacher_cache(

@@ -24,7 +24,9 @@ from torch.nn import functional
 
 from asymcir_training.batches.feeds import Feed, RowFeed
 from asymcir_training.batches.views import Augmentation
+from asymcir_training.engine.batch_norm import check_batch_norms
 from asymcir_training.engine.execution import Execution, Rows, pick, sample_rows
+from asymcir_training.engine.processes import Processes
 from asymcir_training.engine.schedule import parameter_groups, seed_of_step
 from asymcir_training.errors import DataError
 from asymcir_training.foundation.digests import digest
@@ -132,7 +134,8 @@ def distil(
         validate: takes the encoder to measure, in eval mode; returns figures.
 
     Raises:
-        DataError: a loss that is on lacks its phrases, modifiers or patches.
+        DataError: a loss that is on lacks its phrases, modifiers or patches; or see `start_student`.
+        ConfigError: see `start_student`.
 
     Source: ISA, arXiv:2403.01431, for GCD and LAR; composition consistency is ours.
     """
@@ -154,11 +157,10 @@ def distil(
     nearest, shares = nearest_phrases(teacher, bank, min(config.nearest, len(bank)), config.phrase_scale)
     late = config.lar_weight > 0.0 and config.lar == "late"
     light = student if isinstance(student, LightEncoder) else None
-    student.train()
+    start_student(student, config, execution.processes)
     student.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rates: dict[nn.Module, float] = {student.token_learner: config.token_learner_lr}
     if light is not None:
-        freeze_stages(light.backbone, config.frozen)
         rates[light.backbone] = config.backbone_lr
     optimisation = Optimisation(
         student,
@@ -258,6 +260,21 @@ def distil(
         )
     optimisation.finish(loop, summary)
     return summary
+
+
+def start_student(student: LightEncoder | SymmetricEncoder, config: DistilConfig, processes: Processes) -> None:
+    """Put the student in training mode, its frozen stages left out, and check it; `distil` begins with this.
+
+    Call it before the teacher's outputs are computed, so that an error comes before hours of work.
+
+    Raises:
+        DataError: a frozen stage that the backbone does not have.
+        ConfigError: batch norms that would train on several CPU processes.
+    """
+    student.train()
+    if isinstance(student, LightEncoder):
+        freeze_stages(student.backbone, config.frozen)
+    check_batch_norms(student, processes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from asymcir_training.engine.batch_norm import synchronise_batch_norm
+from asymcir_training.engine.batch_norm import synchronise_batch_norms
 from asymcir_training.engine.contrastive_step import contrastive_backward
 from asymcir_training.engine.execution import Execution
 from asymcir_training.engine.schedule import cosine_schedule
@@ -38,18 +38,22 @@ class Optimisation:
         """Take what is trained.
 
         Args:
-            model: what `represent` runs; its batch norms are synchronised over the processes.
+            model: what `represent` runs; its batch norms are synchronised over processes on CUDA, and refused over
+                those on the CPU.
             groups: of AdamW, with `peak_lr` (see schedule.parameter_groups).
             execution: see its class.
             clip_norm: longest gradient.
             steps: of the whole run, for the schedule.
             of_losses: what the losses have of their own to train, a temperature.
+
+        Raises:
+            ConfigError: batch norms that would train on several CPU processes.
         """
         self._model, self._execution, self._clip, self._steps = model, execution, clip_norm, steps
         self._modules = [model, *([] if of_losses is None else [of_losses])]
         self._trained = [value for part in self._modules for value in part.parameters() if value.requires_grad]
         execution.processes.broadcast(model)
-        synchronise_batch_norm(model, execution.processes)
+        synchronise_batch_norms(model, execution.processes)
         self._optimizer = torch.optim.AdamW([*groups], eps=1e-6)
         self._average = (
             AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(execution.ema), use_buffers=True)
