@@ -176,12 +176,6 @@ def test_a_changed_identity_is_listed_and_refused_unless_it_is_accepted(tmp_path
     assert sum("changes" in line for line in _curve(tmp_path)) == 1
 
 
-def test_a_state_of_an_older_version_is_said_to_be_one(tmp_path: Path) -> None:
-    (tmp_path / "state.pt").write_bytes(b"anything")
-    with pytest.raises(CheckpointError, match=r"state.pt is the state of an older version.*pass another folder"):
-        train(tmp_path)
-
-
 def _scores(done: int, figures: dict[str, float]) -> dict[str, float]:
     """The best at step 15, and as good again later."""
     return {"R@10": {5: 0.1, 10: 0.2, 15: 0.5, 20: 0.4, 25: 0.5, 30: 0.3}[done], **figures}

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from asymcir_common.manifest import digest_file
 from asymcir_training import CheckpointError
 from asymcir_training.runs.state import (
     RunRecord,
@@ -123,13 +126,13 @@ def test_an_optimizer_a_scaler_and_an_average_go_on_where_they_were(tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "damage", "words"),
     [
-        ("state.safetensors", lambda data: data[:-7], r"state.safetensors is damaged \(expected [\d,]+ bytes, got"),
-        ("state.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1]), "safetensors is damaged .*digest"),
-        ("state.safetensors", None, "state.safetensors is damaged .*FileNotFoundError"),
+        ("state.pt", lambda data: data[:-7], r"state.pt is damaged \(expected [\d,]+ bytes, got"),
+        ("state.pt", lambda data: data[:-1] + bytes([data[-1] ^ 1]), "state.pt is damaged .*digest"),
+        ("state.pt", None, "state.pt is damaged .*FileNotFoundError"),
         ("state.json", lambda data: data[: len(data) // 2], "state.json is damaged .*JSONDecodeError"),
         (
             "state.json",
-            lambda data: b'{"format": "asymcir.run-state", "version": 1}',
+            lambda data: b'{"format": "asymcir.run-state", "version": 2}',
             "state.json is damaged .*KeyError",
         ),
         ("state.json", None, "state.json is damaged .*FileNotFoundError"),
@@ -147,6 +150,30 @@ def test_a_damaged_state_says_which_file_and_what_to_do(tmp_path: Path, name: st
         load_parts(path, parts)
 
 
+class Harm:
+    """What a pickle that was not written by `save_state` could do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("foreign", ["harm", "text", "tensor"])
+def test_what_is_no_state_is_refused_and_nothing_of_it_runs(tmp_path: Path, foreign: str) -> None:
+    path = save_state(tmp_path, RECORD, {"part": Keeper({})})
+    if foreign == "text":
+        (path / "state.pt").write_bytes(b"anything")
+    else:
+        torch.save({"part": Harm(tmp_path / "harmed")} if foreign == "harm" else torch.ones(2), path / "state.pt")
+    record = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(record | {"parts": asdict(digest_file(path / "state.pt"))}))
+    with pytest.raises(CheckpointError, match=r"state.pt is damaged \(\w+Error: .*remove the folder .* to begin again"):
+        load_parts(path, {"part": Keeper({})})
+    assert not (tmp_path / "harmed").exists()
+
+
 def test_states_that_do_not_fit_are_refused_with_words(tmp_path: Path) -> None:
     parts = _parts()
     path = save_state(tmp_path, RECORD, {"model": parts["model"]})
@@ -155,8 +182,8 @@ def test_states_that_do_not_fit_are_refused_with_words(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model in the state .* does not fit this run .*size mismatch"):
         load_parts(path, {"model": nn.Sequential(nn.Conv2d(3, 8, 3))})
     record = json.loads((path / "state.json").read_text())
-    (path / "state.json").write_text(json.dumps(record | {"version": 2}))
-    with pytest.raises(CheckpointError, match=r"of version 2, this asymcir reads asymcir\.run-state of version 1"):
+    (path / "state.json").write_text(json.dumps(record | {"version": 1}))
+    with pytest.raises(CheckpointError, match=r"of version 1, this asymcir reads asymcir\.run-state of version 2"):
         read_record(path)
 
 
@@ -165,6 +192,7 @@ def test_states_that_do_not_fit_are_refused_with_words(tmp_path: Path) -> None:
     [
         (torch.tensor([1.0, float("nan")]), r"part.inner.0 holds NaN"),
         (object(), "cannot keep part.inner.0: expected tensors and plain values, got object"),
+        (np.float64(0.5), "cannot keep part.inner.0: expected tensors and plain values, got float64"),
         ({(1, 2): 3}, r"cannot keep part.inner.0: expected keys .*got \(1, 2\)"),
     ],
 )

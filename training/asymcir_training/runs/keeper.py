@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from asymcir_training.runs.settings import LoopConfig
 
 BAD_BATCH_FILE = "bad-batch.json"
-_OLD_STATE = "state.pt"
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -72,11 +71,6 @@ class RunKeeper:
         changes: dict[str, str] = {}
         if path is not None:
             changes = self._load(path)
-        elif (old := self._config.folder / _OLD_STATE).is_file():
-            raise CheckpointError(
-                f"{old} is the state of an older version of asymcir, which this one cannot go on from: finish with the "
-                "version that wrote it, pass another folder, or remove it to begin again"
-            )
         if self._is_main:
             self._config.folder.mkdir(parents=True, exist_ok=True)
             prune_states(self._states, path)

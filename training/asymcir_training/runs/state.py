@@ -1,13 +1,14 @@
 """The state of a run on disk: all that it needs to go on, in a folder that is either whole or not there.
 
-STATES/step-000200 holds `state.safetensors` (every tensor of every part) and `state.json` (everything else: the run's
-identity, the parts' plain values, the digest of the tensors). It is written beside its place, synced to the disk and
-renamed, so that a process that is killed at any moment, or a power cut, leaves a state that loads.
+STATES/step-000200 holds `state.pt` (the state of every part, by `torch.save`) and `state.json` (the run's identity and
+the digest of `state.pt`). It is written beside its place, synced to the disk and renamed, so that a process that is
+killed at any moment, or a power cut, leaves a state that loads. Loading runs no code of the file (`weights_only`).
 """
 
 import json
 import os
 import shutil
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +17,6 @@ from typing import Any, Protocol
 import torch
 from asymcir_common.files import write_atomically
 from asymcir_common.manifest import digest_file
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asymcir_training.errors import CheckpointError
@@ -25,12 +24,12 @@ from asymcir_training.errors import CheckpointError
 STATES_FOLDER = "states"
 BEST_FOLDER = "best"
 FORMAT = "asymcir.run-state"
-VERSION = 1
-_TENSORS = "state.safetensors"
+VERSION = 2
+_PARTS = "state.pt"
 _RECORD = "state.json"
 _PREFIX = "step-"
 _ABSENT = "absent"
-_CHANNELS_LAST = "channels_last"
+_PLAIN = (type(None), bool, int, float, str)
 
 
 class Stateful(Protocol):
@@ -81,22 +80,22 @@ def save_state(folder: Path, record: RunRecord, parts: Mapping[str, Stateful]) -
     place = state_path(folder, record.done)
     if place.is_dir():
         return place
-    # Held until all is packed: a tensor that was freed could lend its address to the next one.
     states = {name: part.state_dict() for name, part in parts.items()}
-    packer = _Packer()
-    packed = {name: packer.pack(state, name) for name, state in states.items()}
+    for name, state in states.items():
+        _check_kept(state, name)
     temporary = folder / f".{place.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        save_file(packer.tensors, temporary / _TENSORS)
-        _sync(temporary / _TENSORS)
-        _write_record(temporary, record, asdict(digest_file(temporary / _TENSORS)), packed)
+        with (temporary / _PARTS).open("wb") as stream:
+            torch.save(states, stream)
+        _sync(temporary / _PARTS)
+        _write_record(temporary, record, asdict(digest_file(temporary / _PARTS)))
         temporary.rename(place)
         _sync(folder)
-    except (OSError, SafetensorError) as exc:
+    except (OSError, RuntimeError) as exc:  # torch's writer makes the latter of the former
         shutil.rmtree(temporary, ignore_errors=True)
-        needed = sum(value.nbytes for value in packer.tensors.values())
+        needed = sum(_storages(states).values())
         raise CheckpointError(
             f"cannot write the state of step {record.done} to {place} ({exc}): it needs about {needed:,} bytes, "
             f"{shutil.disk_usage(folder.parent).free:,} are free; make room and start again from the state before"
@@ -107,7 +106,7 @@ def save_state(folder: Path, record: RunRecord, parts: Mapping[str, Stateful]) -
 def update_record(path: Path, record: RunRecord) -> None:
     """Replace what a state says of its run; its parts stay."""
     found = _read(path)
-    _write_record(path, record, found["tensors"], found["parts"])
+    _write_record(path, record, found["parts"])
 
 
 def read_record(path: Path) -> RunRecord:
@@ -129,29 +128,31 @@ def load_parts(path: Path, parts: Mapping[str, Stateful]) -> None:
         CheckpointError: a file that is missing or damaged, a part that the state lacks, or one that it does not fit.
     """
     found = _read(path)
-    tensors_path = path / _TENSORS
+    parts_path = path / _PARTS
     try:
-        digest = asdict(digest_file(tensors_path))
-        if digest != found["tensors"]:
-            size, expected = digest["size_bytes"], found["tensors"]["size_bytes"]
-            kind = f"expected {expected:,} bytes, got {size:,}" if size != expected else "its digest is another one"
-            raise _damaged(tensors_path, kind)
-        tensors = load_file(tensors_path)
-        packed = found["parts"]
-        if missing := sorted({*parts} - {*packed}):
-            raise CheckpointError(
-                f"the state {path} has no {', '.join(missing)} (it holds {', '.join(packed)}): start in another folder"
-            )
-        states = {name: _unpack(packed[name], tensors) for name in parts}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as exc:
-        raise _damaged(tensors_path, f"{type(exc).__name__}: {exc}") from exc
+        digest, expected = asdict(digest_file(parts_path)), dict(found["parts"])
+        size, expected_size = digest["size_bytes"], expected["size_bytes"]
+    except (OSError, KeyError, TypeError, ValueError) as exc:
+        raise _damaged(parts_path, f"{type(exc).__name__}: {exc}") from exc
+    if digest != expected:
+        same_size = size == expected_size
+        kind = "its digest is another one" if same_size else f"expected {expected_size:,} bytes, got {size:,}"
+        raise _damaged(parts_path, kind)
+    try:
+        states = torch.load(parts_path, map_location="cpu", weights_only=True)
+        missing = sorted({*parts} - states.keys())
+    except Exception as exc:  # unpickling what is no state may raise anything
+        raise _damaged(parts_path, f"{type(exc).__name__}: {_shorten(exc)}") from exc
+    if missing:
+        raise CheckpointError(
+            f"the state {path} has no {', '.join(missing)} (it holds {', '.join(states)}): start in another folder"
+        )
     for name, part in parts.items():
         try:
             part.load_state_dict(states[name])
         except (RuntimeError, ValueError, KeyError) as exc:
-            first_line = " ".join(str(exc).split())[:300]
             raise CheckpointError(
-                f"{name} in the state {path} does not fit this run ({first_line}): start in another folder"
+                f"{name} in the state {path} does not fit this run ({_shorten(exc)}): start in another folder"
             ) from exc
 
 
@@ -193,66 +194,33 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, st
     }
 
 
-class _Packer:
-    """Splits nested state into JSON and named tensors."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self._markers: dict[tuple[Any, ...], dict[str, str]] = {}
-
-    def pack(self, value: Any, name: str) -> Any:
-        """Return JSON in which `{"tensor": NAME}` stands for a tensor, and dicts and tuples are told apart."""
-        if isinstance(value, Tensor):
-            return self._pack_tensor(value.detach(), name)
-        if isinstance(value, Mapping):  # as pairs: the keys of an optimizer's state are numbers
-            return {"dict": [[self._check_key(key, name), self.pack(v, f"{name}.{key}")] for key, v in value.items()]}
-        if isinstance(value, list | tuple):
-            items = [self.pack(item, f"{name}.{place}") for place, item in enumerate(value)]
-            return items if isinstance(value, list) else {"tuple": items}
-        if value is None or isinstance(value, str | int | float):
-            return value
-        raise CheckpointError(f"cannot keep {name}: expected tensors and plain values, got {type(value).__name__}")
-
-    def _check_key(self, key: Any, name: str) -> str | int:
-        if not isinstance(key, str | int):
-            raise CheckpointError(f"cannot keep {name}: expected keys of text or whole numbers, got {key!r}")
-        return key
-
-    def _pack_tensor(self, value: Tensor, name: str) -> dict[str, str]:
+def _check_kept(value: Any, name: str) -> None:
+    """Refuse what `weights_only` would not load again, and NaN."""
+    if isinstance(value, Tensor):
         if value.is_floating_point() and value.isnan().any():
             raise CheckpointError(
                 f"{name} holds NaN, so this state is not kept: lower the learning rate and start again from the state "
                 "before (a step that returns the gradient's norm is stopped at the step itself)"
             )
-        # One tensor under two names (tied weights) is written once: safetensors refuses shared memory.
-        address = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-        if value.numel() and address in self._markers:
-            return self._markers[address]
-        while name in self.tensors:
-            name += "'"
-        marker = {"tensor": name}
-        if not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last):
-            # Kept, so that a resumed optimizer computes in the same order, to the last bit.
-            marker["layout"] = _CHANNELS_LAST
-            value = value.permute(0, 2, 3, 1)
-        if value.untyped_storage().nbytes() != value.nbytes:
-            value = value.clone()  # a view of a larger tensor
-        self.tensors[name] = value.contiguous().cpu()
-        self._markers[address] = marker
-        return marker
+    elif type(value) in (dict, OrderedDict):
+        for key, inner in value.items():
+            if type(key) not in (str, int):
+                raise CheckpointError(f"cannot keep {name}: expected keys of text or whole numbers, got {key!r}")
+            _check_kept(inner, f"{name}.{key}")
+    elif type(value) in (list, tuple):
+        for place, inner in enumerate(value):
+            _check_kept(inner, f"{name}.{place}")
+    elif type(value) not in _PLAIN:
+        raise CheckpointError(f"cannot keep {name}: expected tensors and plain values, got {type(value).__name__}")
 
 
-def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_unpack(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "tuple" in value:
-        return tuple(_unpack(item, tensors) for item in value["tuple"])
-    if "dict" in value:
-        return {key: _unpack(item, tensors) for key, item in value["dict"]}
-    tensor = tensors[value["tensor"]].clone()  # what is loaded may be a view of the file
-    return tensor.permute(0, 3, 1, 2) if value.get("layout") == _CHANNELS_LAST else tensor
+def _storages(value: Any) -> dict[int, int]:
+    """Return address -> bytes of what the tensors of a nested state lie in, each once."""
+    if isinstance(value, Tensor):
+        storage = value.untyped_storage()
+        return {storage.data_ptr(): storage.nbytes()}
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return {address: size for item in inner for address, size in _storages(item).items()}
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -265,8 +233,8 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _write_record(path: Path, record: RunRecord, tensors: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    text = {"format": FORMAT, "version": VERSION, "run": asdict(record), "tensors": tensors, "parts": parts}
+def _write_record(path: Path, record: RunRecord, parts: Mapping[str, Any]) -> None:
+    text = {"format": FORMAT, "version": VERSION, "run": asdict(record), "parts": parts}
     write_atomically(path / _RECORD, json.dumps(text, ensure_ascii=False) + "\n")
 
 
@@ -289,6 +257,10 @@ def _damaged(path: Path, what: str) -> CheckpointError:
         f"{path} is damaged ({what}): copy it back from where you keep copies, or remove the folder {path.parent} "
         "to begin again"
     )
+
+
+def _shorten(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:300]
 
 
 def _sync(path: Path) -> None:
