@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 from asymcir_common import ImageError, Preprocessing
+from asymcir_training.batches.feeds import Feed
 from asymcir_training.batches.loader import iterate_batches
 from asymcir_training.batches.views import Augmentation, batch_at
 from asymcir_training.batches.workers import run_jobs
+from asymcir_training.engine.execution import Execution
+from asymcir_training.engine.precision import Precision
+from asymcir_training.engine.processes import Processes
 from asymcir_training.errors import DataError
 from asymcir_training.pictures.sets import ArrayPictures, open_pictures
 
@@ -153,3 +157,15 @@ def _fail(number: int) -> int:
 def _die(number: int) -> int:
     os.kill(os.getpid(), signal.SIGKILL)
     return number
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+def test_pixels_are_pinned_where_cuda_is_used(pictures, device: str) -> None:
+    where = torch.device(device)
+    execution = Execution(processes=Processes(device=where), precision=Precision("fp32", where))
+    feed = Feed(pictures, KEPT, spec=SPEC, augmentation=LIVELY, seed=5, batch=8, steps=5, execution=execution)
+    pixels = feed.take(0).pixels
+    assert pixels.is_pinned() == (device == "cuda") and pixels.device.type == "cpu"
+    assert torch.equal(pixels.to(where, non_blocking=True).cpu(), _take(pictures, steps=1)[0].pixels)

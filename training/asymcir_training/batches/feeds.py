@@ -43,6 +43,7 @@ class Feed:
             rank=execution.processes.rank,
             world=execution.processes.world,
             workers=execution.workers,
+            pin_memory=execution.processes.device.type == "cuda",
         )
         self._batches: Iterator[Batch] | None = None
         self._last: Batch | None = None

@@ -166,7 +166,7 @@ def align_visual_tower(
         hits: list[float] = []
 
         def represent(pixels: Tensor) -> dict[str, Tensor]:
-            shown = normalise_pixels(pixels.to(device).permute(0, 2, 3, 1), preprocessing)
+            shown = normalise_pixels(pixels.to(device, non_blocking=True).permute(0, 2, 3, 1), preprocessing)
             if number < config.early_share * loop.steps:
                 shown = functional.interpolate(shown, size=config.early_side, mode="bilinear", antialias=True)
             return {"image": encode(shown.contiguous(memory_format=torch.channels_last))}

@@ -188,7 +188,7 @@ def distil(
     def encode(inputs: Tensor) -> Tensor:
         if isinstance(student, SymmetricEncoder):
             return student.from_patches(inputs)
-        pixels = normalise_pixels(inputs.to(device).permute(0, 2, 3, 1), student.preprocessing)
+        pixels = normalise_pixels(inputs.to(device, non_blocking=True).permute(0, 2, 3, 1), student.preprocessing)
         return student(pixels.contiguous(memory_format=torch.channels_last))
 
     def represent(part: _Part) -> dict[str, Tensor]:
