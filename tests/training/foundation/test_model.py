@@ -167,6 +167,25 @@ def test_spaces_name_the_model(clip_folder: Path, bert_folder: Path) -> None:
     assert changed["union"] != spaces["union"] and changed["original"] == spaces["original"]
 
 
+def test_digests_are_computed_once_and_again_after_a_change(clip_folder: Path) -> None:
+    foundation = load_foundation(f"local-dir:{clip_folder}")
+    word_space, visual = foundation.word_space(), foundation.visual_digest()
+    assert foundation.word_space() is word_space and foundation.visual_digest() is visual  # not hashed again
+    tower = foundation.model.visual.requires_grad_(True)
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=0.1)
+    side = foundation.preprocessing.size
+    foundation.encode_pixels(torch.zeros(1, 3, side, side)).sum().backward()
+    optimizer.step()
+    trained = foundation.visual_digest()
+    assert trained != visual and foundation.word_space() is word_space
+    other = load_foundation(f"local-dir:{clip_folder}")
+    other.model.visual.load_state_dict(tower.state_dict())
+    assert other.visual_digest() == trained
+    tower.load_state_dict(load_foundation(f"local-dir:{clip_folder}").model.visual.state_dict())
+    assert foundation.visual_digest() == visual
+    assert foundation.half().visual_digest() not in (visual, trained)  # rounded, it is another tower
+
+
 def test_causal_or_not_is_read_from_the_model(clip_folder: Path, bert_folder: Path) -> None:
     assert load_foundation(f"local-dir:{clip_folder}").causal
     assert not load_foundation(f"local-dir:{bert_folder}").causal

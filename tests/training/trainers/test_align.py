@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 from asymcir_common import Preprocessing
-from asymcir_training import DataError
+from asymcir_training import DataError, load_foundation
 from asymcir_training.batches.views import Augmentation
 from asymcir_training.runs.settings import LoopConfig
 from asymcir_training.trainers.align import AlignConfig, Wordings, align_visual_tower
@@ -45,6 +45,25 @@ def _align(folder: Path, config: AlignConfig, steps: int) -> tuple[nn.Module, di
     )
     assert 0.0 < scale <= config.largest_scale and not trunk.training
     return trunk, before, sides
+
+
+def test_an_aligned_foundation_is_known_by_another_digest(clip_folder: Path, tmp_path: Path) -> None:
+    foundation, other = (load_foundation(f"local-dir:{clip_folder}") for _ in range(2))
+    tower, spec = foundation.model.visual.requires_grad_(True), foundation.preprocessing
+    before, words = foundation.visual_digest(), foundation.word_space()
+    align_visual_tower(
+        tower,
+        nn.Identity(),
+        encode=foundation.encode_pixels,
+        preprocessing=spec,
+        pictures=[np.random.default_rng(0).integers(0, 256, (4, spec.size, spec.size, 3), dtype=np.uint8)],
+        labels=np.arange(4),
+        wordings=Wordings(torch.randn(4, foundation.embedding_width), [1] * 4),
+        config=AlignConfig(batch=4, augmentation=STILL),
+        loop=LoopConfig(folder=tmp_path, steps=1),
+    )
+    other.model.visual.load_state_dict(tower.state_dict())
+    assert before != foundation.visual_digest() == other.visual_digest() and foundation.word_space() == words
 
 
 def test_frozen_stages_stay_and_the_rest_is_aligned_with_styles_mixed(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from torch.nn import functional
 from asymcir_training.errors import FoundationError
 from asymcir_training.foundation.blip import SCHEME as BLIP_SCHEME
 from asymcir_training.foundation.blip import BlipModel, BlipVisual, MatchingStart, load_blip
-from asymcir_training.foundation.digests import digest
+from asymcir_training.foundation.digests import ModuleDigest, digest
 from asymcir_training.foundation.preprocessing import normalise_pixels
 from asymcir_training.foundation.prompts import NULL_PROMPT, PROMPTS, TOKENS_MODIFIER_PROMPT, TOKENS_PROMPT
 from asymcir_training.foundation.text_towers import activation_name, build_text_tower
@@ -65,6 +65,8 @@ class Foundation(nn.Module):
         self.pads_to_context = bool(self.text.pads_to_context)
         context = getattr(tokenizer, "context_length", None) or getattr(model, "context_length", None)
         self.context_length = int(context or model.text.context_length)
+        self._word_space = ModuleDigest()
+        self._visual_digest = ModuleDigest()
 
     @property
     def start_ids(self) -> list[int]:
@@ -268,19 +270,26 @@ class Foundation(nn.Module):
 
     def word_space(self) -> str:
         """Return the digest that names this word-embedding space and the text tower that reads it."""
-        return digest(
-            weights=self.text.state_dict(),
-            facts={
-                "space": "word",
-                "version": _SPACE_VERSION,
-                "context_length": self.context_length,
-                "start_ids": self.start_ids,
-                "end_ids": self.end_ids,
-                "clean": self.text_clean,
-                "vocabulary": self.words.vocabulary(),
-                "tower": self.text.facts(),
-            },
-        )
+        return self._word_space.of(self.text, self._text_facts)
+
+    def visual_digest(self) -> str:
+        """Return the digest that names the visual tower: its weights, how it computes, and how pictures come in."""
+        return self._visual_digest.of(self.model.visual, self._visual_facts)
+
+    def _text_facts(self) -> dict[str, Any]:
+        return {
+            "space": "word",
+            "version": _SPACE_VERSION,
+            "context_length": self.context_length,
+            "start_ids": self.start_ids,
+            "end_ids": self.end_ids,
+            "clean": self.text_clean,
+            "vocabulary": self.words.vocabulary(),
+            "tower": self.text.facts(),
+        }
+
+    def _visual_facts(self) -> dict[str, Any]:
+        return {"tower": visual_facts(self.model.visual), "preprocessing": self.preprocessing.to_json()}
 
     def target_spaces(self, union_head: nn.Module) -> dict[str, str]:
         """Return target type -> the digest that names the space of such a gallery."""

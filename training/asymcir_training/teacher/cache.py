@@ -36,7 +36,7 @@ from asymcir_training.batches.scan import QUARANTINE_NAME, PassProgress, Quarant
 from asymcir_training.batches.workers import run_jobs
 from asymcir_training.errors import CacheError, DataError
 from asymcir_training.foundation.digests import digest
-from asymcir_training.foundation.model import Foundation, visual_facts
+from asymcir_training.foundation.model import Foundation
 from asymcir_training.pictures.sets import PictureSet
 from asymcir_training.teacher.encoder import Encoder, choose_encoder
 from asymcir_training.teacher.row_files import NO_ROOM, RowFile
@@ -72,9 +72,7 @@ class TeacherCache:
 
 def visual_digest(foundation: Foundation) -> str:
     """Name a foundation's visual tower: a digest of its weights, how it computes, and how pictures come in."""
-    visual = foundation.model.visual
-    facts = {"tower": visual_facts(visual), "preprocessing": foundation.preprocessing.to_json()}
-    return digest(weights=visual.state_dict(), facts=facts)
+    return foundation.visual_digest()
 
 
 def build_teacher_cache(
