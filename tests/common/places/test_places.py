@@ -1,5 +1,6 @@
 """Places by braces and globs, several together, and in other processes."""
 
+import multiprocessing
 import os
 import pickle
 from pathlib import Path
@@ -8,7 +9,6 @@ import pytest
 from asymcir_common import AsymcirError, PlaceError
 from asymcir_common.places import open_places
 from asymcir_training import open_pictures
-from asymcir_training.batches.workers import run_jobs
 from asymcir_training.pictures import PictureFiles
 
 KINDS = ["folder", "zip", "tar"]
@@ -46,7 +46,8 @@ def test_pictures_are_read_in_other_processes(method: str, write, picture, tmp_p
     pictures = open_pictures([*(write(kind, tmp_path, files) for kind in KINDS), tmp_path / "list.jsonl"])
     expected = [pictures.read(i) for i in range(len(pictures))]  # opens the archives here first
     numbers = range(len(pictures))
-    assert list(run_jobs(pictures.read, numbers, workers=1, start_method=method)) == expected
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.map(pictures.read, numbers) == expected
     copied = pickle.loads(pickle.dumps(pictures))
     assert [copied.read(i) for i in range(7)] == expected and copied.digest == pictures.digest
 

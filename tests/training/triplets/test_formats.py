@@ -8,12 +8,6 @@ from typing import Any
 import pytest
 from asymcir_training import DataError
 from asymcir_training.triplets.formats import (
-    LLAVASCO_SAMPLE,
-    read_cirr,
-    read_json_lines,
-    read_lasco,
-    read_llavasco,
-    read_training_sketchy,
     read_triplets,
 )
 
@@ -47,7 +41,7 @@ def test_lasco(tmp_path: Path) -> None:
     path = _write(tmp_path / "lasco_train.json", [_lasco(0), _lasco(1)])
     _touch(tmp_path, *(_coco(number) for number in range(3)))
     found = read_triplets(path)
-    assert found == read_lasco(path)
+    assert found == read_triplets(path, format="lasco")
     assert [triplet.modifier for triplet in found] == ["make it 0", "make it 1"]
     assert found[1].reference == tmp_path / _coco(1) and found[1].target == tmp_path / _coco(2)
     assert found[1].identity == "1" and found[1].answers == (tmp_path / _coco(2),)
@@ -59,7 +53,7 @@ def test_llavasco_joins_its_captions_in_both_writings(tmp_path: Path) -> None:
     path = _write(tmp_path / "train_llavasco.json", [{**_lasco(0), **captions}, by_id])
     _touch(tmp_path / "coco", *(_coco(number) for number in (0, 1, 7, 8)))
     found = read_triplets(path, images=tmp_path / "coco")
-    assert found == read_llavasco(path, images=tmp_path / "coco")
+    assert found == read_triplets(path, format="llavasco", images=tmp_path / "coco")
     assert [triplet.modifier for triplet in found] == [
         "make it 0 with a dog on grass",
         "dog instead with a dog on grass",
@@ -67,10 +61,10 @@ def test_llavasco_joins_its_captions_in_both_writings(tmp_path: Path) -> None:
     assert found[1].target == tmp_path / "coco" / _coco(8)
     val = _write(tmp_path / "val_llavasco.json", [by_id])
     _touch(tmp_path, _coco(7, "val"), _coco(8, "val"))
-    assert read_llavasco(val)[0].reference == tmp_path / _coco(7, "val")
+    assert read_triplets(val, format="llavasco")[0].reference == tmp_path / _coco(7, "val")
     nameless = _write(tmp_path / "llavasco.json", [by_id])
     with pytest.raises(DataError, match=r"llavasco.json, record 1: .*split.*rename"):
-        read_llavasco(nameless)
+        read_triplets(nameless, format="llavasco")
 
 
 def _cirr(folder: Path, split: str = "train") -> Path:
@@ -93,7 +87,7 @@ def test_cirr_finds_its_pictures_through_the_split(tmp_path: Path) -> None:
     path, images = _cirr(tmp_path / "cirr"), tmp_path / "nlvr2"
     _touch(images, "train/34/train-1-img0.png", "train/2/train-2-img1.png")
     (found,) = read_triplets(path, images=images)
-    assert [found] == read_cirr(path, images=images)
+    assert [found] == read_triplets(path, format="cirr", images=images)
     assert (found.modifier, found.identity) == ("show two of them", "12")
     assert found.reference == images / "train/34/train-1-img0.png" and found.targets == ()
 
@@ -119,7 +113,7 @@ def test_training_sketchy_asks_with_null_text(tmp_path: Path) -> None:
     path = _write(tmp_path / "Sketchy" / "zeroshot1" / "training_sketchy.txt", lines)
     _touch(tmp_path / "Sketchy" / "256x256", "sketch/a.png", "photo/b.jpg", "sketch/c.png", "photo/d.jpg")
     found = read_triplets(path)
-    assert found == read_training_sketchy(path)
+    assert found == read_triplets(path, format="sketchy")
     assert [(triplet.identity, triplet.modifier) for triplet in found] == [("hot-air_balloon", ""), ("zebra", "")]
     assert found[1].target == tmp_path / "Sketchy" / "256x256/photo/d.jpg"
     _write(path, lines + "zebra 256x256/sketch/c d.png 256x256/photo/d.jpg\n")
@@ -131,13 +125,15 @@ def test_json_lines_with_several_answers(tmp_path: Path) -> None:
     record = {"reference": "a.png", "modifier": "is red", "target": "b.png", "targets": ["c.png", "b.png"], "id": 5}
     path = _write(tmp_path / "list.jsonl", json.dumps(record) + "\n\n" + '{"reference": "b.png", "target": "a.png"}\n')
     _touch(tmp_path, "a.png", "b.png", "c.png")
-    first, second = read_json_lines(path)
+    first, second = read_triplets(path, format="jsonl")
     assert first.answers == (tmp_path / "b.png", tmp_path / "c.png") and first.identity == "5"
     assert (second.modifier, second.identity, second.answers) == ("", "", (tmp_path / "a.png",))
-    assert read_triplets(path, missing="refuse") == [first, second]
+    assert read_triplets(path) == [first, second]
 
 
-def test_missing_pictures_are_counted_and_named_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_pictures_are_counted_and_named_and_none_left_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = _write(tmp_path / "lasco_train.json", [_lasco(number) for number in range(8)])
     _touch(tmp_path, *(_coco(number) for number in range(4)))
     with caplog.at_level(logging.WARNING):
@@ -146,8 +142,6 @@ def test_missing_pictures_are_counted_and_named_or_refused(tmp_path: Path, caplo
     for number in (4, 5, 6):
         assert _coco(number) in message
     assert _coco(7) not in message and "5 of 9 are missing" in message and "5 of 8 triplets are left out" in message
-    with pytest.raises(DataError, match=r"no picture .*5 of 9"):
-        read_triplets(path, missing="refuse")
     with pytest.raises(DataError, match=r"9 of 9.*pass the folder"):
         read_triplets(path, images=tmp_path / "elsewhere")
 
@@ -164,8 +158,6 @@ def test_samples_are_spread_stepped_or_drawn(tmp_path: Path) -> None:
     drawn = numbers(limit=10, seed=1)
     assert drawn == numbers(limit=10, seed=1) == sorted(set(drawn)) and drawn != numbers(limit=10, seed=2)
     assert numbers(limit=1000) == list(range(100))
-    # UNION's public code slices [:350000:70].
-    assert list(range(400_000))[:: LLAVASCO_SAMPLE["step"]][: LLAVASCO_SAMPLE["limit"]] == list(range(0, 350_000, 70))
     for options in ({"seed": 1}, {"limit": 0}, {"limit": 2, "step": 2, "seed": 1}):
         with pytest.raises(DataError, match="limit"):
             numbers(**options)

@@ -38,7 +38,6 @@ def run_jobs(
     *,
     workers: int,
     pin_memory: bool = False,
-    start_method: str | None = None,
 ) -> Iterator[T]:
     """Yield job(number) for each number, in their order.
 
@@ -47,7 +46,6 @@ def run_jobs(
         numbers: any sequence, a range too.
         workers: processes beside this one; 0 runs the jobs here, one at a time as they are asked for.
         pin_memory: put tensors where CUDA copies them from while it computes.
-        start_method: "fork", "spawn" or "forkserver"; without it the platform's.
 
     Raises:
         AsymcirError: what a job raised.
@@ -59,7 +57,6 @@ def run_jobs(
         sampler=numbers,
         num_workers=workers,
         pin_memory=pin_memory,
-        multiprocessing_context=start_method if workers else None,
         # Of the loader's own, as it would draw from the trainer's generator otherwise, and so change the run.
         generator=torch.Generator(),
         worker_init_fn=_leave_interrupts if workers else None,

@@ -38,13 +38,11 @@ class Processes:
     Attributes:
         rank: number of this process in the run.
         world: number of processes.
-        local_rank: number of this process on its machine.
         device: where this process computes.
     """
 
     rank: int = 0
     world: int = 1
-    local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -144,7 +142,7 @@ def start_processes(device: str = "auto") -> Processes:
         torch.cuda.set_device(chosen)
     if world > 1 and not distributed.is_initialized():
         _meet(rank, world, chosen)
-    return Processes(rank=rank, world=world, local_rank=local_rank, device=chosen)
+    return Processes(rank=rank, world=world, device=chosen)
 
 
 def stop_processes() -> None:

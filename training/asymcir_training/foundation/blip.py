@@ -36,8 +36,6 @@ MATCHING_START = "[ENC]"
 DECODER_START = "[DEC]"
 """BLIP adds both to BERT's vocabulary, in the order [DEC], [ENC]; no text is made of them."""
 
-MatchingStart = Literal["cls", "enc"]
-
 _FILES = (
     "config.json, model.safetensors (or pytorch_model.bin), tokenizer.json (or vocab.txt), tokenizer_config.json and "
     "preprocessor_config.json"
@@ -86,42 +84,29 @@ class BlipModel(nn.Module):
         text: the text tower, which is the matching encoder too.
         itm_head: Linear(D, 2), "no match" and "match".
         preprocessing: how pictures come in.
-        matching_start_id: word id of [ENC], or None where the table has no row for it.
     """
 
-    def __init__(self, parts: Any, preprocessing: Preprocessing, matching_start_id: int | None) -> None:
+    def __init__(self, parts: Any, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.visual = BlipVisual(parts.vision_model, parts.vision_proj)
         self.text = BlipTextTower(parts.text_encoder, parts.text_proj)
         self.itm_head: nn.Linear = parts.itm_head
         self.preprocessing = preprocessing
-        self.matching_start_id = matching_start_id
 
-    def match(
-        self, word_embeddings: Tensor, attention_mask: Tensor, image_states: Tensor, *, start: MatchingStart
-    ) -> Tensor:
+    def match(self, word_embeddings: Tensor, attention_mask: Tensor, image_states: Tensor) -> Tensor:
         """Ask the matching encoder and its head whether words and picture belong together.
 
         Args:
-            word_embeddings: [b, T, D], the row of [CLS] first.
+            word_embeddings: [b, T, D], the row of [CLS] first, as transformers and BLIP's own scoring code have it;
+                BLIP's retrieval training puts [ENC] there.
             attention_mask: [b, T], int64, 1 for words and 0 for padding.
             image_states: [b, P + 1, C].
-            start: "cls" keeps [CLS] in front, as transformers and BLIP's own scoring code do; "enc" puts [ENC] there,
-                as BLIP's retrieval training does.
 
         Returns:
             Logits [b, 2].
 
-        Raises:
-            FoundationError: "enc" for a word table without [ENC].
-
         Source: BLIP (arXiv:2201.12086), its `blip_itm.py` and `blip_retrieval.py`.
         """
-        if start == "enc":
-            if self.matching_start_id is None:
-                raise FoundationError(f"this BLIP model's word table has no row for {MATCHING_START}: start with cls")
-            row = self.text.word_embedding.weight[self.matching_start_id].expand_as(word_embeddings[:, :1])
-            word_embeddings = torch.cat([row, word_embeddings[:, 1:]], dim=1)
         return self.itm_head(self.text.encode_pair(word_embeddings, attention_mask, image_states))
 
 
@@ -150,11 +135,7 @@ def load_blip(where: str) -> tuple[BlipModel, Any]:
             f"the tokenizer of {SCHEME}{where} has {words} words, the model's table {rows} rows: expected the "
             "tokenizer that the model was trained with"
         )
-    decoder_start = parts.config.text_config.bos_token_id
-    matching_start = None if decoder_start is None else int(decoder_start) + 1
-    if matching_start is not None and not words <= matching_start < rows:
-        matching_start = None
-    return BlipModel(parts, preprocessing, matching_start), tokenizer
+    return BlipModel(parts, preprocessing), tokenizer
 
 
 def _find(where: str) -> str:

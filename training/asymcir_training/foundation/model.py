@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from asymcir_training.errors import FoundationError
 from asymcir_training.foundation.blip import SCHEME as BLIP_SCHEME
-from asymcir_training.foundation.blip import BlipModel, BlipVisual, MatchingStart, load_blip
+from asymcir_training.foundation.blip import BlipModel, BlipVisual, load_blip
 from asymcir_training.foundation.digests import ModuleDigest, digest
 from asymcir_training.foundation.preprocessing import normalise_pixels
 from asymcir_training.foundation.prompts import NULL_PROMPT, PROMPTS, TOKENS_MODIFIER_PROMPT, TOKENS_PROMPT
@@ -171,16 +171,13 @@ class Foundation(nn.Module):
         """
         self._matching_model()
 
-    def match(
-        self, word_embeddings: Tensor, attention_mask: Tensor, image_states: Tensor, *, start: MatchingStart = "cls"
-    ) -> Tensor:
+    def match(self, word_embeddings: Tensor, attention_mask: Tensor, image_states: Tensor) -> Tensor:
         """Ask the matching encoder and its head whether words and picture belong together.
 
         Args:
             word_embeddings: [b, T, D], as `embed_query` gives them.
             attention_mask: [b, T], int64, 1 for words and 0 for padding.
             image_states: [b, P + 1, C], from `encode_image_states`.
-            start: see `BlipModel.match`.
 
         Returns:
             Logits [b, 2], "no match" and "match".
@@ -188,7 +185,7 @@ class Foundation(nn.Module):
         Raises:
             FoundationError: a foundation without a matching encoder, which is any but BLIP.
         """
-        return self._matching_model().match(word_embeddings, attention_mask, image_states, start=start)
+        return self._matching_model().match(word_embeddings, attention_mask, image_states)
 
     def _matching_model(self) -> BlipModel:
         if not isinstance(self.model, BlipModel):

@@ -9,7 +9,6 @@ Notation: b batch, L sentence tokens, D word-embedding width, E joint-embedding 
 tower.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from asymcir_training.errors import DataError
-from asymcir_training.foundation.blip import MatchingStart
 from asymcir_training.foundation.model import Foundation
 
 SCALE = 1.0 / 0.07
@@ -40,22 +38,13 @@ class HardNegatives:
     sentences: Tensor
 
 
-def matching_logits(
-    foundation: Foundation,
-    sentence_tokens: Tensor,
-    image_states: Tensor,
-    modifiers: Sequence[str] | None = None,
-    *,
-    start: MatchingStart = "cls",
-) -> Tensor:
+def matching_logits(foundation: Foundation, sentence_tokens: Tensor, image_states: Tensor) -> Tensor:
     """Ask whether "a photo of <tokens>" and a picture belong together.
 
     Args:
         foundation: BLIP.
         sentence_tokens: [b, L, D].
         image_states: [b, P + 1, C], of the pictures beside them, from `encode_image_states`.
-        modifiers: b texts, as for `compose_query`; None for none, as LAR has it.
-        start: see `BlipModel.match`.
 
     Returns:
         Logits [b, 2]; gradients flow to sentence_tokens.
@@ -65,58 +54,40 @@ def matching_logits(
         DataError: not as many pictures as sentences.
     """
     _check_pairs(sentence_tokens, image_states)
-    embeddings, mask, _, _ = foundation.embed_query(sentence_tokens, modifiers)
-    return foundation.match(embeddings, mask, image_states, start=start)
+    embeddings, mask, _, _ = foundation.embed_query(sentence_tokens)
+    return foundation.match(embeddings, mask, image_states)
 
 
 @torch.no_grad()
-def draw_hard_negatives(
-    text_features: Tensor,
-    image_features: Tensor,
-    *,
-    scale: float = SCALE,
-    positives: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> HardNegatives:
+def draw_hard_negatives(text_features: Tensor, image_features: Tensor) -> HardNegatives:
     """Draw one wrong picture for each sentence and one wrong sentence for each picture.
+
+    Torch's own generator draws; `contrastive_backward`, which computes a batch twice, winds it back in between.
 
     Args:
         text_features: [b, E], any length, of the sentences through the text tower.
         image_features: [b, E], any length, of their pictures.
-        scale: inverse temperature of the similarities.
-        positives: [b, b], bool, sentences by pictures: pairs that do belong together and are never drawn. Without it,
-            the diagonal; give it where a batch may hold one picture twice.
-        generator: of the CPU. Where one batch is computed twice (cached-embedding gradients), draw once and keep the
-            result, or leave the generator away: the default one is wound back between the two passes.
 
     Raises:
-        DataError: a sentence or a picture to which everything in the batch belongs, as in a batch of one.
+        DataError: a batch of one, which holds nothing wrong.
 
     Source: ALBEF, arXiv:2107.07651, section 3.2; BLIP, arXiv:2201.12086.
     """
     texts = functional.normalize(text_features.float(), dim=-1)
     images = functional.normalize(image_features.float(), dim=-1)
-    own = torch.eye(len(texts), dtype=torch.bool) if positives is None else positives.cpu()
-    if own.all(dim=1).any() or own.all(dim=0).any():
-        raise DataError(
-            "hard negatives need a wrong partner in the batch for every sentence and picture, and one of "
-            f"{len(own)} has none: make the batch larger"
-        )
+    if len(texts) < 2:
+        raise DataError("hard negatives need a wrong partner in the batch, got one pair: make the batch larger")
+    own = torch.eye(len(texts), dtype=torch.bool)
     # Masked before the softmax, not after as there: the same shares, and never a row of nothing but zeros.
-    logits = (scale * texts @ images.T).cpu().masked_fill(own, -torch.inf)  # [b sentences, b pictures]
-    drawn_images = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
-    drawn_sentences = torch.multinomial(logits.T.softmax(dim=1), 1, generator=generator)[:, 0]
+    logits = (SCALE * texts @ images.T).cpu().masked_fill(own, -torch.inf)  # [b sentences, b pictures]
+    drawn_images = torch.multinomial(logits.softmax(dim=1), 1)[:, 0]
+    drawn_sentences = torch.multinomial(logits.T.softmax(dim=1), 1)[:, 0]
     device = text_features.device
     return HardNegatives(images=drawn_images.to(device), sentences=drawn_sentences.to(device))
 
 
 def local_alignment_by_matching(
-    foundation: Foundation,
-    sentence_tokens: Tensor,
-    image_states: Tensor,
-    negatives: HardNegatives,
-    *,
-    start: MatchingStart = "cls",
+    foundation: Foundation, sentence_tokens: Tensor, image_states: Tensor, negatives: HardNegatives
 ) -> Tensor:
     """LAR with a matching encoder: a sentence matches its own picture, and neither matches its hard negative.
 
@@ -128,7 +99,6 @@ def local_alignment_by_matching(
         sentence_tokens: [b, L, D], from the student.
         image_states: [b, P + 1, C], of the same pictures, from `encode_image_states`.
         negatives: from `draw_hard_negatives`.
-        start: see `BlipModel.match`.
 
     Returns:
         [b], for each row the mean cross-entropy of its three pairs; the mean over rows is BLIP's matching loss.
@@ -142,7 +112,7 @@ def local_alignment_by_matching(
     _check_pairs(sentence_tokens, image_states)
     tokens = torch.cat([sentence_tokens, sentence_tokens, sentence_tokens[negatives.sentences]])  # [3 b, L, D]
     states = torch.cat([image_states, image_states[negatives.images], image_states])  # [3 b, P + 1, C]
-    logits = matching_logits(foundation, tokens, states, start=start).float()
+    logits = matching_logits(foundation, tokens, states).float()
     rows = len(sentence_tokens)
     answers = torch.full((3 * rows,), 1 - MATCH, device=logits.device)
     answers[:rows] = MATCH

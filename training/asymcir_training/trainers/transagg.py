@@ -56,7 +56,6 @@ def train_transagg(
     null_features: Tensor,
     references: Tensor,
     targets: Tensor,
-    answers: Tensor | None = None,
     config: TransAggConfig,
     loop: LoopConfig,
     execution: Execution | None = None,
@@ -72,8 +71,6 @@ def train_transagg(
         text: t modifiers.
         null_features: [1, E], un-normalised features of the null text.
         references, targets: [t], int64, which picture asks and which answers.
-        answers: [n], int64, which concept each picture shows: pictures of one concept in a batch are all right; each
-            its own without it.
         config, loop, execution: see their classes.
         validate: takes fusion and head in eval mode, returns figures; the best weights by `loop.best` are kept.
 
@@ -81,7 +78,6 @@ def train_transagg(
         DataError: shapes that do not belong together, or a head where the target has none.
     """
     _check_inputs(fusion, head, image_features, patches, text, references, targets, config)
-    answers = answers if answers is not None else torch.arange(len(image_features))
     execution = execution or Execution()
     device = execution.processes.device
     model = nn.ModuleDict({"fusion": fusion} | ({"head": head} if head is not None else {})).to(device).train()
@@ -103,7 +99,7 @@ def train_transagg(
     def step(number: int) -> dict[str, float]:
         whole = torch.from_numpy(batch_at(len(targets), config.batch, seed=loop.seed, number=number))
         chosen = targets[whole]  # [b]
-        same = (answers[chosen][:, None] == answers[chosen][None, :]).to(device)  # [b, b]
+        same = (chosen[:, None] == chosen[None, :]).to(device)  # [b, b]: one picture may answer twice
         own = whole[execution.own_rows(len(whole))]
         parts = [
             _Part(
@@ -143,7 +139,6 @@ def train_transagg(
         "text": text.features,
         "references": references,
         "targets": targets,
-        "answers": answers,
     }
     identity = {
         "trainer": "transagg",

@@ -6,10 +6,13 @@ Layouts, of an official download each, with the folder that `images` stands for 
   list's own folder.
 - LlavaSCo: LaSCo's records with `llava_reference_caption` and `llava_target_caption`; or, as UNION's public code reads
   it, `reference_image_id`, `relative_caption`, `target_image_id` and the captions, the pictures at
-  `train2014/COCO_train2014_000000000009.jpg`. The list's own folder.
+  `train2014/COCO_train2014_000000000009.jpg`. The modifier is "RELATIVE with TARGET", both captions. The list's own
+  folder.
 - CIRR: `cirr/captions/cap.rc2.train.json`, with `cirr/image_splits/split.rc2.train.json` naming the pictures. No folder
   is known: the pictures are a download of their own.
-- Training-Sketchy: lines "object sketch photo", `zeroshot1/training_sketchy.txt`. The folder above `zeroshot1`.
+- Training-Sketchy: lines "object sketch photo", `zeroshot1/training_sketchy.txt`. The folder above `zeroshot1`. The
+  modifier is empty: UNION's public code types "a real image of sketch" with every sketch, and null text asks the same
+  of the picture alone.
 - JSON lines: `reference`, `modifier`, `target`, and if wanted `targets` (further right answers), `excluded` (pictures
   that evaluation takes out of the ranking beside the reference) and `id`. The list's own folder.
 
@@ -20,7 +23,7 @@ import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from asymcir_training.errors import DataError
 from asymcir_training.triplets.records import READERS, detect_format
@@ -28,9 +31,6 @@ from asymcir_training.triplets.triplet import PictureTriplet
 
 Format = Literal["auto", "lasco", "llavasco", "cirr", "sketchy", "jsonl"]
 FORMATS = tuple(READERS)
-
-LLAVASCO_SAMPLE = {"limit": 5000, "step": 70}
-"""The 5,000 triplets that UNION's public code takes of LlavaSCo: every 70th of the first 350,000."""
 
 _NAMED = 3  # missing pictures that are named
 _LOG = logging.getLogger(__name__)
@@ -44,7 +44,6 @@ def read_triplets(
     limit: int | None = None,
     step: int | None = None,
     seed: int | None = None,
-    missing: Literal["skip", "refuse"] = "skip",
 ) -> list[PictureTriplet]:
     """Read triplets.
 
@@ -53,16 +52,14 @@ def read_triplets(
         format: of FORMATS; "auto" tells it from the content.
         images: folder that the list's picture paths start from; see the module for what each format takes otherwise.
         limit: read so many at most: spread evenly over the list; with `step`, every step-th from the first on; with
-            `seed`, drawn at random. LLAVASCO_SAMPLE is the draw of UNION's public code.
+            `seed`, drawn at random. UNION's public code takes 5,000 of LlavaSCo, with a step of 70.
         step, seed: see limit; one of them at most.
-        missing: what to do with triplets whose pictures are not there: leave them out and log how many, or refuse.
 
     Returns:
-        In the order of the list.
+        In the order of the list; those whose pictures are not there are left out, and their number is logged.
 
     Raises:
-        DataError: no such list, a record that is not of the format (by its number), missing pictures where they are
-            refused, or nothing left.
+        DataError: no such list, a record that is not of the format (by its number), or nothing left.
     """
     if format != "auto" and format not in FORMATS:
         raise DataError(f"expected a format of auto, {', '.join(FORMATS)}, got {format!r}")
@@ -70,37 +67,9 @@ def read_triplets(
     name = detect_format(text, path) if format == "auto" else format
     places = list(READERS[name](text, path, images))
     chosen = _sample(places, limit=limit, step=step, seed=seed)
-    triplets = _keep_present(chosen, path, images, missing)
+    triplets = _keep_present(chosen, path, images)
     _LOG.info("%s: %d triplets of %d (%s)", path, len(triplets), len(places), name)
     return triplets
-
-
-def read_json_lines(path: Path, *, images: Path | None = None, **options: Any) -> list[PictureTriplet]:
-    """Read {"reference", "modifier", "target", "targets", "id"}, one a line; options are those of `read_triplets`."""
-    return read_triplets(path, format="jsonl", images=images, **options)
-
-
-def read_lasco(path: Path, *, images: Path | None = None, **options: Any) -> list[PictureTriplet]:
-    """Read LaSCo; options are those of `read_triplets`."""
-    return read_triplets(path, format="lasco", images=images, **options)
-
-
-def read_llavasco(path: Path, *, images: Path | None = None, **options: Any) -> list[PictureTriplet]:
-    """Read LlavaSCo: the modifier is "RELATIVE with TARGET", both captions; options are those of `read_triplets`."""
-    return read_triplets(path, format="llavasco", images=images, **options)
-
-
-def read_cirr(path: Path, *, images: Path | None = None, **options: Any) -> list[PictureTriplet]:
-    """Read CIRR's train or val captions; options are those of `read_triplets`."""
-    return read_triplets(path, format="cirr", images=images, **options)
-
-
-def read_training_sketchy(path: Path, *, images: Path | None = None, **options: Any) -> list[PictureTriplet]:
-    """Read sketch -> photo pairs with an empty modifier; options are those of `read_triplets`.
-
-    UNION's public code types "a real image of sketch" with every sketch; null text asks the same of the picture alone.
-    """
-    return read_triplets(path, format="sketchy", images=images, **options)
 
 
 def _read_text(path: Path) -> str:
@@ -129,9 +98,7 @@ def _sample(
     return [triplets[number * len(triplets) // limit] for number in range(limit)]
 
 
-def _keep_present(
-    triplets: Sequence[PictureTriplet], path: Path, images: Path | None, missing: str
-) -> list[PictureTriplet]:
+def _keep_present(triplets: Sequence[PictureTriplet], path: Path, images: Path | None) -> list[PictureTriplet]:
     """Leave out triplets that lack a picture; each picture is looked for once."""
     if not triplets:
         raise DataError(f"{path} holds no triplet")
@@ -143,7 +110,7 @@ def _keep_present(
     kept = [triplet for triplet in triplets if not lost.intersection(triplet.pictures)]
     named = ", ".join(str(picture) for picture in absent[:_NAMED]) + (", ..." if len(absent) > _NAMED else "")
     what = f"{path}: there is no picture {named} ({len(absent)} of {len(pictures)} are missing)"
-    if missing == "refuse" or not kept:
+    if not kept:
         start = images if images is not None else "the list's own place"
         raise DataError(f"{what}: paths start from {start}; pass the folder that holds the pictures as images")
     _LOG.warning("%s; %d of %d triplets are left out", what, len(triplets) - len(kept), len(triplets))

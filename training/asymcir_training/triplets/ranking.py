@@ -70,7 +70,6 @@ def measure_recall(
     gallery: Tensor,
     answers: Sequence[Sequence[int]],
     excluded: Sequence[Sequence[int]] | None = None,
-    cuts: Sequence[int] = CUTS,
 ) -> dict[str, float]:
     """Return "R@1", "R@5", "R@10": the share of queries with a right answer among the first so many.
 
@@ -82,7 +81,7 @@ def measure_recall(
     ranks = rank_answers(queries, gallery, answers, excluded)
     if not len(ranks):
         raise DataError("expected 1 or more queries to measure recall with, got none")
-    return {f"R@{cut}": float((ranks <= cut).float().mean()) for cut in cuts}
+    return {f"R@{cut}": float((ranks <= cut).float().mean()) for cut in CUTS}
 
 
 def _rank_chunk(
