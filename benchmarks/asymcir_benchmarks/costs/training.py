@@ -137,7 +137,7 @@ def measure_distillation(args: argparse.Namespace) -> dict[str, float]:
         )
         for number, kind in enumerate(("cached", "uncached", "cached", "uncached")):
             tower = foundation if kind == "uncached" else None
-            teacher = TimedTeacher(cache.embedding, tower, pictures, batch=args.batch)
+            teacher = TimedTeacher(np.asarray(cache.embedding), tower, pictures, batch=args.batch)
             loop = LoopConfig(
                 folder=folder / str(number),
                 steps=args.steps + 2,

@@ -3,7 +3,7 @@
 Notation: t triplets, E joint-embedding width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from asymcir_training.models.light_encoder import LightEncoder
 from asymcir_training.models.symmetric_encoder import SymmetricEncoder
 from asymcir_training.models.transagg import TransAgg
 from asymcir_training.teacher.cache import TeacherCache, visual_digest
+from asymcir_training.teacher.queries import cache_queries
+from asymcir_training.teacher.texts import TextCache
+from asymcir_training.triplets.modifiers import check_triplets
 from asymcir_training.triplets.pictures import embed_modifiers
 from asymcir_training.triplets.triplet import PictureTriplet
 from asymcir_training.triplets.validation import compose_triplets
@@ -74,27 +77,72 @@ class QuerySystem:
         """Whether queries are made from the foundation's patches of the references."""
         return self._fusion is not None
 
+    def check(self, triplets: Sequence[PictureTriplet]) -> None:
+        """Refuse triplets whose modifiers do not fit the text encoder's context, before any picture is encoded.
+
+        Raises:
+            DataError: one does not fit; names it.
+        """
+        if self.name != "image":
+            length = None if self._encoder is None else self._encoder.sentence_length
+            check_triplets(self._foundation, triplets, sentence_length=length)
+
     @torch.no_grad()
-    def encode(self, triplets: Sequence[PictureTriplet], cache: TeacherCache, rows: Sequence[int]) -> Tensor:
+    def encode(
+        self,
+        triplets: Sequence[PictureTriplet],
+        cache: TeacherCache,
+        rows: Sequence[int],
+        *,
+        root: Path,
+        workers: int = 0,
+    ) -> Tensor:
         """Make queries.
 
         Args:
             triplets: t of them, their references readable.
             cache: the foundation's outputs for the references, with patches where they are needed.
             rows: [t], the row of the cache that each asks with.
+            root: folder of the caches, which keeps the composed queries and the texts too.
+            workers: processes that decode; 0: none beside this one.
 
         Returns:
             [t, E], L2-normalised, on the CPU.
         """
         modifiers = [triplet.modifier for triplet in triplets]
         if self._encoder is not None:
-            references = [triplet.reference for triplet in triplets]
-            queries = compose_triplets(self._encoder, self._foundation, references, modifiers)
+            queries = self._compose(self._encoder, triplets, cache, np.asarray(rows), root, workers)
         elif self._fusion is not None:
             queries = self._fuse(modifiers, cache, np.asarray(rows))
         else:
-            queries = self._baseline(modifiers, torch.from_numpy(np.asarray(cache.embedding[np.asarray(rows)])))
+            images = torch.from_numpy(np.asarray(cache.embedding[np.asarray(rows)]))
+            queries = self._baseline(modifiers, images, root)
         return functional.normalize(queries, dim=-1)
+
+    def _compose(
+        self,
+        encoder: LightEncoder | SymmetricEncoder,
+        triplets: Sequence[PictureTriplet],
+        cache: TeacherCache,
+        rows: NDArray[np.int64],
+        root: Path,
+        workers: int,
+    ) -> Tensor:
+        modifiers = [triplet.modifier for triplet in triplets]
+
+        def compose(numbers: Sequence[int]) -> Iterator[Tensor]:
+            references, changes = [triplets[i].reference for i in numbers], [modifiers[i] for i in numbers]
+            return compose_triplets(encoder, self._foundation, references, changes, workers=workers)
+
+        found = cache_queries(
+            root,
+            encoder,
+            self._foundation,
+            identities=cache.identities[rows],
+            modifiers=modifiers,
+            compose=compose,
+        )
+        return torch.from_numpy(found[:])
 
     def _fuse(self, modifiers: Sequence[str], cache: TeacherCache, rows: NDArray[np.int64]) -> Tensor:
         assert self._fusion is not None and cache.patches is not None
@@ -107,15 +155,11 @@ class QuerySystem:
             found.append(self._fusion(image, patches, text).float().cpu())
         return torch.cat(found)
 
-    def _baseline(self, modifiers: Sequence[str], image_features: Tensor) -> Tensor:
+    def _baseline(self, modifiers: Sequence[str], image_features: Tensor, root: Path) -> Tensor:
         image = functional.normalize(image_features, dim=-1)
         if self.name == "image":
             return image
-        texts = [
-            self._foundation.encode_text(modifiers[start : start + _BATCH]).float().cpu()
-            for start in range(0, len(modifiers), _BATCH)
-        ]
-        text = functional.normalize(torch.cat(texts), dim=-1)
+        text = torch.from_numpy(TextCache(root, self._foundation).embed(modifiers)[:])
         return text if self.name == "text" else image + text
 
 

@@ -81,14 +81,17 @@ def evaluate_triplets(
         head: for "union".
         folders: whose pictures are searched beside the triplets' own.
         keep_reference: leave the reference, and what a triplet excludes, in the ranking.
-        cache: folder that keeps what the foundation says about pictures.
+        cache: folder that keeps what the foundation says about pictures and texts, and the composed queries; that of
+            a training run serves too.
         workers: processes that decode; 0: none beside this one.
 
     Raises:
         BenchmarkError: no triplet whose pictures can all be read.
-        DataError: a gallery folder without pictures, or "union" without a head.
+        DataError: a gallery folder without pictures, "union" without a head, or a modifier that does not fit the
+            context.
         CacheError: see `build_teacher_cache`.
     """
+    system.check(triplets)
     device = foundation.word_embedding_table().device
     gallery = gather_gallery(triplets, folders)
     options: dict[str, Any] = {"workers": workers, "device": device}
@@ -108,7 +111,8 @@ def evaluate_triplets(
     if len(usable) < len(triplets):
         _LOG.warning("%d triplets are left out: their pictures cannot be read", len(triplets) - len(usable))
     kept = [triplets[number] for number in usable]
-    queries = system.encode(kept, asking, [places[triplet.reference.resolve()] for triplet in kept])
+    rows = [places[triplet.reference.resolve()] for triplet in kept]
+    queries = system.encode(kept, asking, rows, root=cache, workers=workers)
     targets = _represent(foundation, seen, target, head)
     ranks = rank_answers(queries, targets, gallery.answers, None if keep_reference else gallery.excluded)
     return TripletReport(ranks=ranks.numpy(), gallery_size=len(targets), unreadable=len(seen.problems))

@@ -105,11 +105,11 @@ class Quarantine:
 class PassProgress:
     """Logs how far a long pass is, its rate and the time left."""
 
-    def __init__(self, what: str, *, total: int, first: int) -> None:
-        self._what, self._total, self._first = what, total, first
+    def __init__(self, what: str, *, total: int, first: int, of: str = "pictures") -> None:
+        self._what, self._total, self._first, self._of = what, total, first, of
         self._started_s = self._logged_s = time.monotonic()
 
-    def update(self, done: int, problems: int) -> None:
+    def update(self, done: int, problems: int | None = None) -> None:
         """Report; logs only every ten seconds, and at the end."""
         now_s = time.monotonic()
         if now_s - self._logged_s < _LOG_EVERY_S and done < self._total:
@@ -118,14 +118,24 @@ class PassProgress:
         rate = (done - self._first) / max(now_s - self._started_s, 1e-9)
         left_s = (self._total - done) / max(rate, 1e-9)
         _log.info(
-            "%s %d/%d pictures, %.1f/s, %s left, %d put aside",
+            "%s %d/%d %s, %.1f/s, %s left%s",
             self._what,
             done,
             self._total,
+            self._of,
             rate,
             describe_time(left_s),
-            problems,
+            "" if problems is None else f", {problems} put aside",
         )
+
+
+def write_quarantine(path: Path, problems: Sequence[tuple[int | None, str, str]]) -> None:
+    """Write (number, key, reason) of pictures that a pass put aside, as `Quarantine` does; unchanged, it is left."""
+    text = "".join(_quarantine_line(*problem) for problem in problems)
+    if path.is_file() and path.read_bytes() == text.encode():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text)
 
 
 @contextlib.contextmanager

@@ -17,8 +17,41 @@ from asymcir_training.foundation.model import Foundation
 _SAMPLED_ROWS = 4096
 
 
-Rows = Tensor | NDArray[Any]
-"""Anything [n, ...] whose rows an index array picks: a tensor, an array, a memory-mapped file."""
+class PickedRows:
+    """Rows of an array, in an order of their own; read when they are asked for.
+
+    Attributes:
+        shape, dtype: of all rows together, [n, ...].
+    """
+
+    def __init__(self, rows: NDArray[Any], index: NDArray[np.int64]) -> None:
+        """Take an array [m, ...], which may be memory-mapped, and the row of it that each of the n is."""
+        self._rows, self._index = rows, index
+        self.shape = (len(index), *rows.shape[1:])
+        self.dtype = rows.dtype
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, picked: Any) -> NDArray[Any]:
+        found: NDArray[Any] = np.asarray(self._rows[self._index[picked]])
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        del copy  # picking copies
+        return np.asarray(self[:], dtype)
+
+
+Rows = Tensor | NDArray[Any] | PickedRows
+"""Anything [n, ...] whose rows an index array picks: a tensor, an array, a memory-mapped file, some rows of one."""
+
+
+def pick_rows(rows: NDArray[Any], index: NDArray[np.int64]) -> NDArray[Any] | PickedRows:
+    """Return rows of an array by number; those that follow one another as a part of it, without a copy."""
+    start = int(index[0]) if len(index) else 0
+    if (index == np.arange(start, start + len(index))).all():
+        return rows[start : start + len(index)]
+    return PickedRows(rows, index)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from asymcir_common import Preprocessing
 
 from asymcir_training.engine.execution import Execution
 from asymcir_training.errors import DataError
 from asymcir_training.foundation.creation import load_trunk_weights
 from asymcir_training.foundation.model import Foundation, load_foundation
 from asymcir_training.foundation.preprocessing import imagenet_preprocessing
+from asymcir_training.foundation.prompts import TOKENS_MODIFIER_PROMPT
 from asymcir_training.models.checkpoints import (
     load_light_encoder,
     save_light_encoder,
@@ -25,6 +25,7 @@ from asymcir_training.stages.preparation import (
     check_word_space,
     describe_foundation,
     loop_of,
+    main_first,
     open_run_pictures,
     open_teacher_cache,
     prepare,
@@ -34,8 +35,10 @@ from asymcir_training.stages.sections import (
     StudentSection,
     ValidationSection,
 )
+from asymcir_training.teacher.texts import TextCache
 from asymcir_training.trainers.distil import DistilConfig, distil, start_student
 from asymcir_training.triplets.formats import read_triplets
+from asymcir_training.triplets.modifiers import check_modifiers, check_triplets
 from asymcir_training.triplets.pictures import gather_gallery
 from asymcir_training.triplets.validation import TripletValidation
 
@@ -48,8 +51,9 @@ def train_distil(config: DistilRun) -> Path:
     Raises:
         TrainingError: see the errors of the parts.
     """
-    execution = prepare(config.run, config, workers=config.data.workers)
-    phrases, modifiers = read_lines(config.texts.phrases), read_lines(config.texts.modifiers)
+    execution = prepare(config.run, config, stage="distil", workers=config.data.workers)
+    phrases, numbered = read_lines(config.texts.phrases), _number_lines(config.texts.modifiers)
+    modifiers = [line for _, line in numbered]
     losses = _fit_losses(config.distil, phrases, modifiers)
     pictures = open_run_pictures(config.data.pictures, config.run)
     foundation = load_foundation(config.foundation.name, config.foundation.pretrained)
@@ -60,8 +64,10 @@ def train_distil(config: DistilRun) -> Path:
         foundation.check_matching()
     student = _build_student(config.student, foundation, seed=config.run.seed)
     start_student(student, losses, execution.processes)
+    if losses.consistency_weight:
+        _check_texts(foundation, phrases, numbered, config.texts.modifiers, sentence_length=student.sentence_length)
     root = config.data.cache or config.run.work_folder / "teacher"
-    validation = _validation(config.validation, foundation, student.preprocessing, execution, root)
+    validation = _validation(config.validation, foundation, student, execution, root)
     cache = open_teacher_cache(
         root,
         foundation,
@@ -84,6 +90,7 @@ def train_distil(config: DistilRun) -> Path:
         teacher=cache.embedding,
         patches=cache.patches,
         phrases=phrases,
+        bank=main_first(execution, lambda: TextCache(root, foundation).embed_phrases(phrases)) if phrases else None,
         modifiers=modifiers,
         config=losses,
         loop=loop_of(
@@ -112,13 +119,37 @@ def read_lines(path: Path | None) -> list[str]:
     Raises:
         DataError: the file cannot be read.
     """
+    return [line for _, line in _number_lines(path)]
+
+
+def _number_lines(path: Path | None) -> list[tuple[int, str]]:
+    """Read the lines of a text file with their numbers, empty ones left out."""
     if path is None:
         return []
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"cannot read {path}: {exc}") from exc
-    return [line for line in lines if line]
+    return [(number, line) for number, line in enumerate(lines, 1) if line]
+
+
+def _check_texts(
+    foundation: Foundation,
+    phrases: Sequence[str],
+    modifiers: Sequence[tuple[int, str]],
+    path: Path | None,
+    *,
+    sentence_length: int,
+) -> None:
+    """Refuse modifiers that do not fit beside the sentence, and say where they do not fit beside a phrase."""
+    named = [(f"{path}:{number}", text) for number, text in modifiers]
+    check_modifiers(foundation, named, sentence_length=sentence_length)
+    longest = max(len(foundation.tokenize(text)) for _, text in modifiers)
+    room = foundation.context_length - len(foundation.start_ids) - len(foundation.end_ids)
+    frame = len(foundation.tokenize(TOKENS_MODIFIER_PROMPT.format(tokens="", modifier="")))
+    long = sum(len(foundation.tokenize(phrase)) + frame + longest > room for phrase in phrases)
+    if long:
+        _LOG.warning("%d of %d phrases leave no room for the longest modifier, which is cut there", long, len(phrases))
 
 
 def _build_student(section: StudentSection, foundation: Foundation, *, seed: int) -> LightEncoder | SymmetricEncoder:
@@ -159,11 +190,16 @@ def _fit_losses(config: DistilConfig, phrases: Sequence[str], modifiers: Sequenc
 
 
 def _validation(
-    section: ValidationSection, foundation: Foundation, spec: Preprocessing, execution: Execution, root: Path
+    section: ValidationSection,
+    foundation: Foundation,
+    student: LightEncoder | SymmetricEncoder,
+    execution: Execution,
+    root: Path,
 ) -> TripletValidation | None:
     if section.triplets is None:
         return None
     triplets = read_triplets(section.triplets, format=section.format, images=section.images)
+    check_triplets(foundation, triplets, sentence_length=student.sentence_length)
     gallery = gather_gallery(triplets, section.gallery)
     cache = open_teacher_cache(root, foundation, PictureFiles(gallery.paths), execution, patches=False)
     return TripletValidation(
@@ -172,6 +208,6 @@ def _validation(
         gallery=gallery,
         features=cache.embedding,
         kept=cache.kept.tolist(),
-        spec=spec,
+        spec=student.preprocessing,
         device=execution.processes.device,
     )

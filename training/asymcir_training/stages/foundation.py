@@ -1,6 +1,7 @@
 """`asymcir train foundation`: a visual tower aligned to its locked text tower, from captioned pictures."""
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from asymcir_training.batches.scan import scan_pictures
+from asymcir_training.engine.execution import Rows
 from asymcir_training.engine.processes import Processes
 from asymcir_training.errors import DataError
 from asymcir_training.foundation.creation import load_trunk_weights, write_foundation, write_initial_foundation
@@ -16,11 +18,10 @@ from asymcir_training.foundation.digests import digest
 from asymcir_training.foundation.model import CONFIG_FILE, Foundation, load_foundation
 from asymcir_training.pictures.sets import PictureSet
 from asymcir_training.stages.config_files import to_plain
-from asymcir_training.stages.preparation import loop_of, open_run_pictures, prepare
+from asymcir_training.stages.preparation import embed_texts, loop_of, open_run_pictures, prepare
 from asymcir_training.stages.sections import (
     FoundationRun,
 )
-from asymcir_training.teacher.in_memory import embed_texts
 from asymcir_training.trainers.align import Wordings, align_visual_tower
 
 _LOG = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def train_foundation(config: FoundationRun) -> Path:
     Raises:
         TrainingError: see the errors of the parts.
     """
-    execution = prepare(config.run, config, workers=config.data.workers, mark=CONFIG_FILE)
+    execution = prepare(config.run, config, stage="foundation", workers=config.data.workers, mark=CONFIG_FILE)
     pictures = open_run_pictures(config.data.pictures, config.run)
     scan = scan_pictures(pictures, folder=config.run.work_folder / "scan", workers=config.data.workers)
     kept = np.asarray([number for number in scan.kept if pictures.captions(int(number))], dtype=np.int64)
@@ -45,7 +46,8 @@ def train_foundation(config: FoundationRun) -> Path:
         _LOG.warning("%d of %d pictures have no caption: left out", len(scan.kept) - len(kept), len(scan.kept))
     foundation, source = _start_foundation(config, execution.processes)
     foundation.to(execution.processes.device)
-    labels, wordings = _embed_captions(foundation, pictures, kept)
+    root = config.data.cache or config.run.work_folder / "teacher"
+    labels, wordings = _embed_captions(pictures, kept, lambda texts: embed_texts(root, foundation, texts, execution))
     visual = foundation.model.visual
     visual.requires_grad_(True)
     visual.to(memory_format=torch.channels_last)
@@ -99,11 +101,10 @@ def _start_foundation(config: FoundationRun, processes: Processes) -> tuple[Foun
 
 
 def _embed_captions(
-    foundation: Foundation, pictures: PictureSet, kept: NDArray[np.int64]
+    pictures: PictureSet, kept: NDArray[np.int64], embed: Callable[[Sequence[str]], Rows]
 ) -> tuple[NDArray[np.int64], Wordings]:
     """Embed every set of captions once; returns the set of each picture [n], and the wordings."""
     numbers: dict[tuple[str, ...], int] = {}
     labels = np.asarray([numbers.setdefault(pictures.captions(int(n)), len(numbers)) for n in kept], dtype=np.int64)
     texts = [text for captions in numbers for text in captions]
-    embeddings = embed_texts(foundation, texts).cpu()
-    return labels, Wordings(embeddings, [len(captions) for captions in numbers])
+    return labels, Wordings(embed(texts), [len(captions) for captions in numbers])

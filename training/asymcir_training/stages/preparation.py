@@ -2,12 +2,13 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from asymcir_common.files import write_atomically
 
-from asymcir_training.engine.execution import Execution
+from asymcir_training.engine.execution import Execution, PickedRows
 from asymcir_training.engine.precision import Precision
 from asymcir_training.engine.processes import start_processes
 from asymcir_training.errors import DataError
@@ -18,26 +19,32 @@ from asymcir_training.models.checkpoints import (
 )
 from asymcir_training.pictures.sets import PictureSet, open_pictures
 from asymcir_training.runs.settings import LoopConfig
+from asymcir_training.runs.state import STATES_FOLDER, newest_state
 from asymcir_training.stages.config_files import to_plain
 from asymcir_training.stages.sections import (
     RunSection,
 )
 from asymcir_training.teacher.cache import TeacherCache, build_teacher_cache, visual_digest
+from asymcir_training.teacher.texts import TextCache
 
 _CONFIG_FILE = "config.json"
 _LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
-def prepare(run: RunSection, config: object, *, workers: int, mark: str = RECORD_FILE) -> Execution:
-    """Join the processes, refuse what the result would destroy, and keep the configuration beside the run's state."""
+def prepare(run: RunSection, config: object, *, stage: str, workers: int, mark: str = RECORD_FILE) -> Execution:
+    """Join the processes, refuse what the result would destroy, and keep the configuration beside the stage's states.
+
+    A resumed run has the configuration that it began with. An attempt that failed before its first state leaves nothing
+    that depends on its configuration, so the next one's replaces it.
+    """
     processes = start_processes(run.device)
     check_free(run.out, mark)
     if processes.is_main:
-        run.work_folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(to_plain(config), indent=2) + "\n"
-        path = run.work_folder / _CONFIG_FILE
-        if not path.is_file() or run.allow_changes:  # a resumed run has the configuration that it began with
-            write_atomically(path, text)
+        folder = run.work_folder / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        if newest_state(folder / STATES_FOLDER) is None or run.allow_changes:
+            write_atomically(folder / _CONFIG_FILE, json.dumps(to_plain(config), indent=2) + "\n")
     else:
         logging.getLogger("asymcir_training").setLevel(logging.ERROR)  # one voice is enough
     precision = Precision(run.precision, processes.device)
@@ -49,15 +56,27 @@ def open_run_pictures(specs: Sequence[str], run: RunSection) -> PictureSet:
     return open_pictures(specs, index_folder=run.work_folder / "archives")
 
 
-def loop_of(run: RunSection, stage: str, *, rows: int, batch: int, best: str = "") -> LoopConfig:
-    """Make the loop's settings of a run over so many rows, a batch a step."""
+def loop_of(
+    run: RunSection, stage: str, *, rows: int, batch: int, best: str = "", every_epoch: bool = False
+) -> LoopConfig:
+    """Make the loop's settings of a run over so many rows, a batch a step.
+
+    Args:
+        run: see its class.
+        stage: whose folder the run's is.
+        rows: of an epoch.
+        batch: of a step.
+        best: figure of the validation that decides.
+        every_epoch: validate after every epoch where the run does not say after how many steps.
+    """
+    epoch = max(1, rows // batch)
     return LoopConfig(
         folder=run.work_folder / stage,
-        steps=max(1, round(run.epochs * max(1, rows // batch))),
+        steps=max(1, round(run.epochs * epoch)),
         seed=run.seed,
         save_every=run.save_every,
         log_every=run.log_every,
-        validate_every=run.validate_every,
+        validate_every=run.validate_every or (epoch if every_epoch else 0),
         best=best,
         tensorboard=run.tensorboard,
         allow_changes=run.allow_changes,
@@ -80,9 +99,19 @@ def open_teacher_cache(
             autocast=execution.precision.lower,
         )
 
-    cache = build() if execution.processes.is_main else None
+    return main_first(execution, build)
+
+
+def embed_texts(root: Path, foundation: Foundation, texts: Sequence[str], execution: Execution) -> PickedRows:
+    """Embed texts in the main process, then open them in every one: [n, E], L2-normalised."""
+    return main_first(execution, lambda: TextCache(root, foundation).embed(texts))
+
+
+def main_first(execution: Execution, make: Callable[[], T]) -> T:
+    """Make something in the main process, whose progress is seen, then open what it kept in the others."""
+    found = make() if execution.processes.is_main else None
     execution.processes.barrier()
-    return cache if cache is not None else build()
+    return found if found is not None else make()
 
 
 def check_word_space(folder: Path, word_space: object, foundation: Foundation) -> None:

@@ -43,7 +43,7 @@ class RunSection:
     ema: Annotated[float, "decay of an average of the weights that is validated and saved instead; 0: none"] = 0.0
     save_every: Annotated[int, "steps between states to resume from"] = 200
     log_every: Annotated[int, "steps between log lines"] = 20
-    validate_every: Annotated[int, "steps between validations, in distil; 0: only at the end"] = 0
+    validate_every: Annotated[int, "steps between validations; 0: only at the end (union: after every epoch)"] = 0
     tensorboard: Annotated[bool, "write TensorBoard events beside the log"] = False
     allow_changes: Annotated[bool, "resume although the configuration changed"] = False
 
@@ -165,7 +165,6 @@ class FoundationRun:
 
     def __post_init__(self) -> None:
         _refuse_idle("run.validate_every", self.run.validate_every, "the foundation has no validation")
-        _refuse_idle("data.cache", self.data.cache, "the tower that trains has nothing to cache")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,6 +205,20 @@ class TripletSection:
         Literal["light", "transagg"], "light: composed by `light`; transagg: UNION's own query fusion, trained here"
     ] = "light"
     light: Annotated[Path | None, "light-encoder (or symmetric) checkpoint that asks"] = None
+    held_out: Annotated[
+        float, "share of the triplets that is measured and not trained on, without validation.triplets; 0: none"
+    ] = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.held_out < 1.0:
+            raise ConfigError(f"expected triplets.held_out from 0 to below 1, got {self.held_out}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnionRunSection(RunSection):
+    """The same, as long as UNION's public recipe."""
+
+    epochs: Annotated[float, "passes over the triplets"] = 2.0
 
     def __post_init__(self) -> None:
         for name in ("limit", "step"):
@@ -216,19 +229,24 @@ class TripletSection:
 class UnionRun:
     """`asymcir train union`: train the UNION head (or TransAgg with a target type) from triplets, towers frozen."""
 
-    run: RunSection
+    run: UnionRunSection
     triplets: TripletSection
     foundation: FoundationSection
     union: UnionConfig = field(default_factory=UnionConfig)
     transagg: TransAggConfig = field(default_factory=TransAggConfig)
+    validation: ValidationSection = field(default_factory=ValidationSection)
     workers: Annotated[int, "processes that decode pictures"] = 2
     cache: Annotated[Path | None, "the frozen towers' outputs; without it in the work folder"] = None
 
     def __post_init__(self) -> None:
         _check_range("workers", self.workers, 0, MAX_THREADS)
         if self.triplets.system == "light" and self.triplets.light is None:
-            raise ConfigError("triplets.light is missing: the light-encoder checkpoint that asks the queries")
-        _refuse_idle("run.validate_every", self.run.validate_every, "the UNION head has no validation")
+            raise ConfigError("triplets.light (--light) is missing: the light-encoder checkpoint that asks the queries")
+        if self.validation.triplets is None:
+            _refuse_idle("validation.gallery", self.validation.gallery, "validation.triplets is not set")
+            if not self.triplets.held_out:
+                why = "triplets.held_out is 0 and validation.triplets is not set"
+                _refuse_idle("run.validate_every", self.run.validate_every, why)
         if self.triplets.system == "transagg":
             _refuse_idle("triplets.light", self.triplets.light, "transagg asks the queries itself")
             _refuse_idle(

@@ -2,10 +2,14 @@
 
 from asymcir_training.teacher.cache import TeacherCache, build_teacher_cache, visual_digest
 from asymcir_training.teacher.in_memory import embed_patches, embed_phrases, embed_pictures, embed_texts
+from asymcir_training.teacher.queries import cache_queries
+from asymcir_training.teacher.texts import TextCache
 
 __all__ = [
     "TeacherCache",
+    "TextCache",
     "build_teacher_cache",
+    "cache_queries",
     "embed_patches",
     "embed_phrases",
     "embed_pictures",

@@ -112,6 +112,7 @@ def distil(
     teacher: Rows,
     patches: Rows | None = None,
     phrases: Sequence[str],
+    bank: Rows | None = None,
     modifiers: Sequence[str],
     config: DistilConfig,
     loop: LoopConfig,
@@ -129,6 +130,7 @@ def distil(
         teacher: [n, E], the frozen visual tower's features of those pictures, of the clean view.
         patches: [n, R, E], its patch features of the same view, for LAR.
         phrases: the text bank that pseudo-captions come from.
+        bank: [P, E], what the text tower says about them as "a photo of X"; without it they are embedded here.
         modifiers: the changes that composition consistency draws from.
         config, loop, execution: see their classes.
         validate: takes the encoder to measure, in eval mode; returns figures.
@@ -152,9 +154,14 @@ def distil(
         symmetric=isinstance(student, SymmetricEncoder),
         least_part=min(config.batch, len(rows)) // (share * execution.processes.world),
     )
-    bank = embed_phrases(foundation, phrases) if phrases else torch.zeros(1, teacher.shape[1], device=device)
+    if not phrases:
+        named = torch.zeros(1, teacher.shape[1], device=device)
+    elif bank is None:
+        named = embed_phrases(foundation, phrases)
+    else:
+        named = pick(bank, np.arange(len(phrases)), device)
     bank_of_modifiers = [*modifiers] or [""]
-    nearest, shares = nearest_phrases(teacher, bank, min(config.nearest, len(bank)), config.phrase_scale)
+    nearest, shares = nearest_phrases(teacher, named, min(config.nearest, len(named)), config.phrase_scale)
     late = config.lar_weight > 0.0 and config.lar == "late"
     light = student if isinstance(student, LightEncoder) else None
     start_student(student, config, execution.processes)
@@ -227,7 +234,7 @@ def distil(
         targets = Targets(
             teacher=seen,
             patches=pick(patches, batch.whole, device) if patches is not None and late else None,
-            named=bank[chosen],
+            named=named[chosen],
             described=described,
         )
         return optimisation.step(number, represent, parts, lambda said: sentence_losses(said, targets, config)) | {

@@ -143,6 +143,7 @@ def train_transagg(
     identity = {
         "trainer": "transagg",
         "config": asdict(config),
+        "validation": {"best": loop.best, "queries": getattr(validate, "digest", "")},
         # The patches are gigabytes, and of the pictures and the tower whose features are hashed whole.
         "inputs": digest(weights=inputs, facts={"patches": list(patches.shape)}),
         "start": digest(weights=model.state_dict(), facts={}),

@@ -3,9 +3,9 @@
 Notation: t triplets, m pictures, E joint-embedding width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ def train_union_head(
     config: UnionConfig,
     loop: LoopConfig,
     execution: Execution | None = None,
+    validate: Callable[[UnionHead], dict[str, float]] | None = None,
 ) -> RunSummary:
     """Train the head in place so that each query's target representation is nearest among the batch.
 
@@ -64,6 +65,7 @@ def train_union_head(
         targets: [t], int64, the picture that answers each query.
         answers: [m], int64, which concept each picture shows: pictures of one concept in a batch are all right.
         config, loop, execution: see their classes.
+        validate: takes the head in eval mode, returns figures; the best weights by `loop.best` are kept.
 
     Raises:
         DataError: shapes that do not belong together.
@@ -103,10 +105,17 @@ def train_union_head(
 
         return optimisation.step(number, represent, parts, losses) | {"gate": gates[-1]}
 
+    def measure(done: int) -> dict[str, float]:
+        del done
+        assert validate is not None
+        check: Any = validate  # the averaged weights are a head too
+        return optimisation.measure(check)
+
     identity = {
         "trainer": "union",
         "config": asdict(config),
         "execution": execution.identity(),
+        "validation": {"best": loop.best, "queries": getattr(validate, "digest", "")},
         "inputs": digest(
             weights={
                 "queries": pick(queries, np.arange(len(queries)), torch.device("cpu")),
@@ -124,6 +133,8 @@ def train_union_head(
         identity=identity,
         parts={"head": head, **optimisation.parts()},
         step=step,
+        validate=measure if validate is not None else None,
+        best_parts={"model": optimisation.averaged},
         processes=execution.processes,
     )
     optimisation.finish(loop, summary)

@@ -77,6 +77,7 @@ def _llavasco_records(text: str, path: Path, images: Path | None) -> Iterator[Pi
             modifier=_join(record["relative_caption"], str(caption)),
             target=root / pictures[1],
             identity=str(record.get("qid", "")),
+            where=where,
         )
 
 
@@ -99,7 +100,11 @@ def _cirr_records(text: str, path: Path, images: Path | None) -> Iterator[Pictur
             )
         reference, target = (images / table[name] for name in names)
         yield PictureTriplet(
-            reference=reference, modifier=str(record["caption"]).strip(), target=target, identity=str(record["pairid"])
+            reference=reference,
+            modifier=str(record["caption"]).strip(),
+            target=target,
+            identity=str(record["pairid"]),
+            where=where,
         )
 
 
@@ -136,6 +141,7 @@ def _json_lines_records(text: str, path: Path, images: Path | None) -> Iterator[
                 targets=tuple(root / name for name in more),
                 excluded=tuple(root / name for name in excluded),
                 identity=str(record.get("id", "")),
+                where=f"{path}:{number}",
             )
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise DataError(
@@ -206,7 +212,11 @@ def _lasco_triplet(record: Mapping[str, Any], root: Path, where: str, modifier: 
             raise DataError(f"{where}: expected {field} to be [id, path], got {str(value)[:_LENGTH]!r}")
         paths.append(root / value[1])
     return PictureTriplet(
-        reference=paths[0], modifier=modifier.strip(), target=paths[1], identity=str(record.get("qid", ""))
+        reference=paths[0],
+        modifier=modifier.strip(),
+        target=paths[1],
+        identity=str(record.get("qid", "")),
+        where=where,
     )
 
 

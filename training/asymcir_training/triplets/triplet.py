@@ -1,6 +1,6 @@
 """A triplet of files: a picture, the change typed with it, and the picture or pictures that answer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -15,6 +15,7 @@ class PictureTriplet:
         targets: further right answers, which evaluation accepts as well.
         excluded: pictures that evaluation takes out of the ranking, beside the reference: other views of it.
         identity: the record's own name in its file, empty where it has none.
+        where: the list and the line or number of its record, for messages.
     """
 
     reference: Path
@@ -23,6 +24,7 @@ class PictureTriplet:
     targets: tuple[Path, ...] = ()
     excluded: tuple[Path, ...] = ()
     identity: str = ""
+    where: str = field(default="", compare=False)
 
     @property
     def answers(self) -> tuple[Path, ...]:

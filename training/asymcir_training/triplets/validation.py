@@ -4,8 +4,7 @@ Notation: t triplets, r reference pictures, N gallery size, S picture side, E jo
 """
 
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +29,6 @@ from asymcir_training.triplets.ranking import measure_recall
 from asymcir_training.triplets.triplet import PictureTriplet
 
 _BATCH = 64
-_SAY_EVERY_S = 10.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -146,7 +144,6 @@ def compose_queries(
     return torch.cat(found)
 
 
-@torch.no_grad()
 def compose_triplets(
     encoder: LightEncoder | SymmetricEncoder,
     foundation: Foundation,
@@ -154,7 +151,7 @@ def compose_triplets(
     modifiers: Sequence[str],
     *,
     workers: int = 0,
-) -> Tensor:
+) -> Iterator[Tensor]:
     """Compose the queries of triplets from their picture files, a block at a time.
 
     Args:
@@ -164,26 +161,18 @@ def compose_triplets(
         modifiers: t.
         workers: processes that decode; 0: none beside this one.
 
-    Returns:
-        [t, E], not normalised, on the CPU.
+    Yields:
+        [b, E], not normalised, on the CPU: t in all.
 
     Raises:
         ImageError: a picture is corrupt.
     """
     spec, device = encoder.preprocessing, foundation.word_embedding_table().device
     starts = range(0, len(references), _BATCH)
-    found = []
-    said_s = time.monotonic()
-    for start, (pixels, asked) in zip(
-        starts, run_jobs(_DecodeReferences(references=references, spec=spec), starts, workers=workers), strict=True
-    ):
+    job = _DecodeReferences(references=references, spec=spec)
+    for start, (pixels, asked) in zip(starts, run_jobs(job, starts, workers=workers), strict=True):
         part = modifiers[start : start + _BATCH]
-        queries = compose_queries(encoder, foundation, pixels.numpy(), asked.numpy(), part, spec=spec, device=device)
-        found.append(queries)
-        if time.monotonic() - said_s > _SAY_EVERY_S:
-            said_s = time.monotonic()
-            _LOG.info("queries: %d/%d", start + len(queries), len(references))
-    return torch.cat(found)
+        yield compose_queries(encoder, foundation, pixels.numpy(), asked.numpy(), part, spec=spec, device=device)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
