@@ -2,10 +2,13 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,9 @@ import torch
 from asymcir_training import load_foundation
 from asymcir_training.errors import CacheError, DataError, FoundationError
 from asymcir_training.foundation.model import Foundation
-from asymcir_training.pictures.sets import ArrayPictures, open_pictures
+from asymcir_training.pictures.sets import Pictures, PictureSet, open_pictures
 from asymcir_training.teacher import cache as cache_module
+from asymcir_training.teacher import keyed_rows
 from asymcir_training.teacher.cache import build_teacher_cache, visual_digest
 from asymcir_training.teacher.encoder import choose_encoder
 from asymcir_training.teacher.in_memory import embed_patches, embed_pictures
@@ -49,8 +53,14 @@ def _decoded(pictures, kept, foundation) -> np.ndarray:
     return np.stack([pictures.decode(int(number), foundation.preprocessing) for number in kept])
 
 
-def _states(root: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(root.glob("*/cache.json"))]
+def _rows(root: Path) -> list[int]:
+    """Count the rows that each store's index has."""
+    found = []
+    for path in sorted(root.glob("*/index.sqlite")):
+        with closing(sqlite3.connect(path, timeout=60.0)) as connection:
+            tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
+            found.append(connection.execute("SELECT COUNT(*) FROM rows").fetchone()[0] if tables else 0)
+    return found
 
 
 def test_the_cache_says_what_the_foundation_says(foundation: Foundation, folder: Path, tmp_path: Path, caplog) -> None:
@@ -120,16 +130,12 @@ def test_a_cache_is_made_once(workers: int, clip: Foundation, folder: Path, tmp_
     assert second.problems == first.problems
 
 
-def test_another_precision_picture_set_or_output_is_another_entry(
-    clip: Foundation, folder: Path, tmp_path: Path
-) -> None:
+def test_another_precision_or_output_is_another_store(clip: Foundation, folder: Path, tmp_path: Path) -> None:
     pictures = open_pictures([folder])
     fp32 = build_teacher_cache(tmp_path, clip, pictures, patches=False)
     bf16 = build_teacher_cache(tmp_path, clip, pictures, patches=False, autocast=torch.bfloat16)
     with_patches = build_teacher_cache(tmp_path, clip, pictures, patches=True)
-    side = clip.preprocessing.size
-    arrays = build_teacher_cache(tmp_path, clip, ArrayPictures([np.zeros((2, side, side, 3), np.uint8)]), patches=False)
-    assert len({fp32.folder, bf16.folder, with_patches.folder, arrays.folder}) == 4
+    assert len({fp32.folder, bf16.folder, with_patches.folder}) == 3
     assert bf16.embedding.dtype == np.float32 and (bf16.embedding != fp32.embedding).any()
     np.testing.assert_allclose(bf16.embedding, fp32.embedding, atol=0.05 * np.abs(fp32.embedding).max())
     with pytest.raises(CacheError, match="precision"):
@@ -139,7 +145,7 @@ def test_another_precision_picture_set_or_output_is_another_entry(
 def test_an_interrupted_cache_goes_on_where_it_was(clip: Foundation, folder: Path, tmp_path: Path, monkeypatch) -> None:
     pictures = open_pictures([folder])
     whole = build_teacher_cache(tmp_path / "whole", clip, pictures, patches=True, batch=2)
-    monkeypatch.setattr(cache_module, "_FLUSH_EVERY_S", -1.0)
+    monkeypatch.setattr(keyed_rows, "_FLUSH_EVERY_S", -1.0)
     write = RowFile.write
 
     def stop_between_rows_and_state(self: RowFile, row: int, values) -> None:
@@ -151,8 +157,7 @@ def test_an_interrupted_cache_goes_on_where_it_was(clip: Foundation, folder: Pat
         patch.setattr(RowFile, "write", stop_between_rows_and_state)
         with pytest.raises(KeyboardInterrupt):
             build_teacher_cache(tmp_path / "cut", clip, pictures, patches=True, batch=2)
-    (state,) = _states(tmp_path / "cut")
-    assert not state.get("complete") and (state["done"], state["rows"]) == (6, 5)
+    assert _rows(tmp_path / "cut") == [5]
     written = []
     monkeypatch.setattr(RowFile, "write", lambda self, row, values: (written.append(row), write(self, row, values)))
     resumed = build_teacher_cache(tmp_path / "cut", clip, pictures, patches=True, batch=2)
@@ -165,9 +170,9 @@ _KILLED = """
 import sys, time
 from pathlib import Path
 from asymcir_training import load_foundation
-from asymcir_training.teacher import cache
+from asymcir_training.teacher import cache, keyed_rows
 from asymcir_training.pictures.sets import open_pictures
-cache._FLUSH_EVERY_S = -1.0
+keyed_rows._FLUSH_EVERY_S = -1.0
 wait = cache._write_outputs
 def slowly(*args):
     wait(*args)
@@ -180,26 +185,29 @@ cache.build_teacher_cache(
 
 
 @pytest.mark.slow
-def test_a_cache_survives_a_kill(clip: Foundation, clip_folder: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_cache_survives_a_kill(
+    clip: Foundation, clip_folder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = subprocess.Popen([sys.executable, "-c", _KILLED, str(clip_folder), str(folder), str(tmp_path / "cut")])
     deadline_s = time.monotonic() + 300
-    while not any(state["rows"] >= 3 for state in _states(tmp_path / "cut")):
+    while not any(rows >= 3 for rows in _rows(tmp_path / "cut")):
         assert process.poll() is None and time.monotonic() < deadline_s
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (state,) = _states(tmp_path / "cut")
-    assert not state.get("complete") and 3 <= state["rows"] < 9
+    (done,) = _rows(tmp_path / "cut")
+    assert 3 <= done < 9
     pictures = open_pictures([folder])
-    resumed = build_teacher_cache(tmp_path / "cut", clip, pictures, patches=True, batch=1)
+    with monkeypatch.context() as patch:
+        encoded = _count_encoded(patch)
+        resumed = build_teacher_cache(tmp_path / "cut", clip, pictures, patches=True, batch=1)
+    assert len(encoded) == 9 - done  # none of them twice
     whole = build_teacher_cache(tmp_path / "whole", clip, pictures, patches=True, batch=1)
     np.testing.assert_allclose(resumed.embedding, whole.embedding, rtol=1e-4, atol=1e-5)
     assert (resumed.kept == whole.kept).all() and resumed.problems == whole.problems
 
 
-def test_an_entry_of_another_foundation_or_other_pictures_names_both(
-    clip: Foundation, folder: Path, tmp_path: Path
-) -> None:
+def test_a_store_of_another_foundation_names_both(clip: Foundation, folder: Path, tmp_path: Path) -> None:
     pictures = open_pictures([folder])
     entry = build_teacher_cache(tmp_path, clip, pictures, patches=False).folder
     other = load_foundation(f"local-dir:{write_clip(tmp_path / 'other')}")
@@ -211,9 +219,85 @@ def test_an_entry_of_another_foundation_or_other_pictures_names_both(
     (entry / "cache.json").write_text(json.dumps(foreign))
     with pytest.raises(CacheError, match=f"another foundation, {other.name} .* instead of {clip.name}"):
         build_teacher_cache(tmp_path, clip, pictures, patches=False)
-    (entry / "cache.json").write_text(json.dumps(state | {"pictures": "0" * 64, "count": 5}))
-    with pytest.raises(CacheError, match=r"set of pictures, 5 pictures \(000000000000\) instead of 11 pictures"):
-        build_teacher_cache(tmp_path, clip, pictures, patches=False)
+
+
+def _count_encoded(patch: pytest.MonkeyPatch) -> list[bytes]:
+    """Note the key of every picture that is encoded from now on."""
+    encoded: list[bytes] = []
+    write = cache_module._write_outputs
+    patch.setattr(
+        cache_module, "_write_outputs", lambda writer, keys, *rest: (encoded.extend(keys), write(writer, keys, *rest))
+    )
+    return encoded
+
+
+def _copy(folder: Path, place: Path, names: dict[str, str]) -> PictureSet:
+    place.mkdir()
+    for old, new in names.items():
+        (place / new).write_bytes((folder / old).read_bytes())
+    return open_pictures([place])
+
+
+def test_one_picture_more_is_one_picture_encoded(clip: Foundation, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    some = _copy(folder, tmp_path / "some", {f"{i:02}.png": f"{i:02}.png" for i in (0, 1, 2, 4)})
+    first = build_teacher_cache(tmp_path / "cache", clip, some, patches=False)
+    (tmp_path / "some" / "015.png").write_bytes((folder / "05.png").read_bytes())  # between the others
+    encoded = _count_encoded(monkeypatch)
+    more = build_teacher_cache(tmp_path / "cache", clip, open_pictures([tmp_path / "some"]), patches=False)
+    assert len(encoded) == 1 and len(more.kept) == 5 and more.folder == first.folder
+    places = [number for number in range(5) if open_pictures([tmp_path / "some"]).keys[number] != "015.png"]
+    assert (np.asarray(more.embedding)[places] == np.asarray(first.embedding)).all()
+    whole = build_teacher_cache(tmp_path / "whole", clip, open_pictures([tmp_path / "some"]), patches=False)
+    np.testing.assert_allclose(more.embedding, whole.embedding, rtol=1e-4, atol=1e-5)
+    assert (more.identities == whole.identities).all()
+
+
+def test_sets_that_overlap_share_rows_and_the_same_bytes_are_one(
+    clip: Foundation, folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    encoded = _count_encoded(monkeypatch)
+    one = _copy(folder, tmp_path / "one", {"00.png": "a.png", "01.png": "b.png", "02.png": "c.png"})
+    first = build_teacher_cache(tmp_path / "cache", clip, one, patches=True, batch=2)
+    names = {"02.png": "1.png", "01.png": "2.png", "04.png": "3.png", "03.png": "5.png"}
+    other = _copy(folder, tmp_path / "other", names)
+    (tmp_path / "other" / "4.png").write_bytes((folder / "04.png").read_bytes())
+    (tmp_path / "other" / "6.png").write_bytes((folder / "03.png").read_bytes())
+    other = open_pictures([tmp_path / "other"])
+    second = build_teacher_cache(tmp_path / "cache", clip, other, patches=True, batch=2)
+    assert len(encoded) == 4 and _rows(tmp_path / "cache") == [4]
+    assert second.kept.tolist() == [0, 1, 2, 3] and [key for key, _ in second.problems] == ["5.png", "6.png"]
+    for rows, before in ((second.embedding, first.embedding), (second.patches, first.patches)):
+        assert (rows[np.array([0, 1])] == before[np.array([2, 1])]).all()
+        assert (rows[np.array([2])] == rows[np.array([3])]).all()
+
+
+def test_a_picture_that_changed_is_seen_and_one_that_did_not_is_not_read(
+    clip: Foundation, folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    pictures = _copy(folder, tmp_path / "p", {f"{i:02}.png": f"{i}.png" for i in (0, 1, 2)})
+    first = build_teacher_cache(tmp_path / "cache", clip, pictures, patches=False)
+    read = []
+    before = Pictures.read
+    monkeypatch.setattr(Pictures, "read", lambda self, number: (read.append(number), before(self, number))[1])
+    build_teacher_cache(tmp_path / "cache", clip, pictures, patches=False)
+    assert not read
+    changed = tmp_path / "p" / "1.png"
+    changed.write_bytes((folder / "04.png").read_bytes())
+    os.utime(changed, ns=(1, 1))
+    pictures = open_pictures([tmp_path / "p"])
+    second = build_teacher_cache(tmp_path / "cache", clip, pictures, patches=False)
+    assert read == [1] and (second.embedding[[0, 2]] == first.embedding[[0, 2]]).all()
+    assert (second.embedding[[1]] != first.embedding[[1]]).any()
+
+
+def test_an_archive_and_a_folder_share_rows(clip: Foundation, folder: Path, tmp_path: Path, write, monkeypatch) -> None:
+    files = {f"{i}.png": (folder / f"{i:02}.png").read_bytes() for i in (0, 1, 2)}
+    build_teacher_cache(tmp_path / "cache", clip, open_pictures([write("folder", tmp_path, files)]), patches=False)
+    encoded = _count_encoded(monkeypatch)
+    for kind in ("zip", "tar"):
+        pictures = open_pictures([write(kind, tmp_path, files)])
+        assert len(build_teacher_cache(tmp_path / "cache", clip, pictures, patches=False).kept) == 3
+    assert not encoded
 
 
 def test_a_foundation_is_known_by_its_visual_tower_alone(clip_folder: Path, clip: Foundation) -> None:
@@ -231,16 +315,31 @@ def test_a_foundation_is_known_by_its_visual_tower_alone(clip_folder: Path, clip
     [
         lambda entry: (entry / "cache.json").write_text("{"),
         lambda entry: (entry / "embedding.f32").write_bytes(b"short"),
-        lambda entry: (entry / "quarantine.jsonl").write_text(""),
-        lambda entry: (entry / "quarantine.jsonl").write_text("x\n"),
+        lambda entry: (entry / "index.sqlite").write_bytes(b"no database, but long enough to be taken for one" * 9),
+        lambda entry: _run_sql(entry, "DELETE FROM rows WHERE row = 4"),
     ],
-    ids=["state", "rows", "no quarantine", "quarantine"],
+    ids=["state", "rows", "index", "a row that is gone"],
 )
 def test_a_damaged_entry_says_what_to_remove(damage, clip: Foundation, folder: Path, tmp_path: Path) -> None:
     pictures = open_pictures([folder])
     damage(build_teacher_cache(tmp_path, clip, pictures, patches=False).folder)
     with pytest.raises((CacheError, DataError), match="remove"):
         build_teacher_cache(tmp_path, clip, pictures, patches=False)
+
+
+def _run_sql(entry: Path, sql: str) -> None:
+    with closing(sqlite3.connect(entry / "index.sqlite")) as connection, connection:
+        connection.execute(sql)
+
+
+def test_the_list_of_bad_pictures_is_written_again(clip: Foundation, folder: Path, tmp_path: Path) -> None:
+    pictures = open_pictures([folder])
+    (path,) = build_teacher_cache(tmp_path, clip, pictures, patches=False).folder.glob("sets/*/quarantine.jsonl")
+    text = path.read_text()
+    assert [json.loads(line)["key"] for line in text.splitlines()] == ["03.png", "07.png"]
+    path.write_text("x")
+    build_teacher_cache(tmp_path, clip, pictures, patches=False)
+    assert path.read_text() == text
 
 
 def _full(*_: object) -> None:
@@ -262,9 +361,9 @@ def test_a_disk_that_is_too_small_says_so_before_the_work(
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", _full)
         check("are free")
-    usage = cache_module.shutil.disk_usage(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module.shutil, "disk_usage", lambda _: usage._replace(free=1234))
+        patch.setattr(keyed_rows.shutil, "disk_usage", lambda _: usage._replace(free=1234))
         check("1,234 are free")
     assert build_teacher_cache(tmp_path, clip, pictures, patches=True).embedding.shape[0] == 9
 
@@ -273,7 +372,7 @@ def test_a_disk_that_fills_up_meanwhile_keeps_what_was_written(
     clip: Foundation, folder: Path, tmp_path: Path, monkeypatch
 ) -> None:
     pictures = open_pictures([folder])
-    monkeypatch.setattr(cache_module, "_FLUSH_EVERY_S", -1.0)
+    monkeypatch.setattr(keyed_rows, "_FLUSH_EVERY_S", -1.0)
     pwrite, calls = os.pwrite, []
 
     def fill_up(handle: int, data, offset: int) -> int:
@@ -288,8 +387,7 @@ def test_a_disk_that_fills_up_meanwhile_keeps_what_was_written(
         patch.setattr(os, "pwrite", fill_up)
         with pytest.raises(CacheError, match=r"is full .* kept"):
             build_teacher_cache(tmp_path, clip, pictures, patches=False, batch=1)
-    (state,) = _states(tmp_path)
-    assert state["rows"] == 4
+    assert _rows(tmp_path) == [4]
     calls.clear()
     resumed = build_teacher_cache(tmp_path, clip, pictures, patches=False, batch=1)
     whole = build_teacher_cache(tmp_path / "whole", clip, pictures, patches=False, batch=1)
