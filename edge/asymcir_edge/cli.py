@@ -235,7 +235,7 @@ def _describe_missing_module(exc: ModuleNotFoundError) -> str:
 
 def _configure_logging(level: int) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger().setLevel(max(level, logging.INFO))  # the debug output of other people's libraries is no help
+    logging.getLogger().setLevel(logging.WARNING)  # of the libraries that it stands on: what they load, find and parse
     for package in _PACKAGES:
         logging.getLogger(package).setLevel(level)
     # Pillow warns of large pictures, where `decode_image` has its own limit, and of oddities that it got over.

@@ -119,7 +119,8 @@ def read_config(args: argparse.Namespace) -> Any:
     """
     from asymcir_training.stages.config_files import load_config
 
-    return load_config(_kind(args.stage), args.config, [*_spell_options(args), *args.overrides])
+    overrides = [*_spell_options(args), *args.overrides]
+    return load_config(_kind(args.stage), args.config, overrides, options=_name_options(args.stage))
 
 
 def _kind(stage: str) -> type[Any]:
@@ -149,6 +150,14 @@ def _run(args: argparse.Namespace) -> int:
         stop_processes()
     print(f"{args.stage}: {out}")
     return 0
+
+
+def _name_options(stage: str) -> dict[str, str]:
+    """Return key -> the option, or the argument, that sets it."""
+    switches = {**_SWITCHES[stage], **_COMMON_SWITCHES}
+    named = {key: f"--{name}" for name, (key, _) in {**_OPTIONS[stage], **_COMMON, **switches}.items()}
+    key, argument, *_ = _INPUTS[stage]
+    return named | {key: argument}
 
 
 def _spell_options(args: argparse.Namespace) -> list[str]:

@@ -181,6 +181,24 @@ def test_what_does_not_fit_is_one_line(
     assert expected in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_modifier_that_does_not_fit_is_refused_before_any_picture_is_encoded(
+    place: Path, tmp_path: Path, system: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (place / "list.jsonl").read_text().splitlines()]
+    rows[4]["modifier"] = rows[6]["modifier"] = "is red " * 40
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = _words(place, system)
+    words[2], words[words.index("--cache") + 1] = str(tmp_path / "list.jsonl"), str(tmp_path / "cache")
+    if system == "image":  # which no text asks
+        assert main([*words, "--images", str(place)]) == 0
+        return
+    assert main([*words, "--images", str(place)]) == 1
+    error = capsys.readouterr().err.strip()
+    assert f"{tmp_path / 'list.jsonl'}:5: the modifier takes 80 tokens and " in error and "1 more" in error
+    assert "Traceback" not in error and not (tmp_path / "cache").exists()
+
+
 def test_another_foundation_is_refused(place: Path, tmp_path: Path) -> None:
     torch.manual_seed(7)
     other = load_foundation(f"local-dir:{write_clip(tmp_path / 'clip')}")

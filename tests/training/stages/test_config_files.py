@@ -93,7 +93,6 @@ UNION = (UnionRun, ["run.out=x", "triplets.path=t", "foundation.name=ViT-B-32"])
     ("stage", "idle", "words"),
     [
         (FOUNDATION, ["run.validate_every=5"], r"run\.validate_every does nothing here"),
-        (FOUNDATION, ["data.cache=c"], r"data\.cache does nothing here"),
         (
             DISTIL,
             ["run.validate_every=5"],
@@ -101,7 +100,16 @@ UNION = (UnionRun, ["run.out=x", "triplets.path=t", "foundation.name=ViT-B-32"])
         ),
         (DISTIL, ["validation.gallery=['g']"], r"validation\.gallery does nothing here \(validation"),
         (DISTIL, ["student.symmetric=true", "distil.frozen=['a']"], r"distil\.frozen does nothing here \(a symmetric"),
-        (UNION, ["triplets.light=l", "run.validate_every=5"], r"run\.validate_every does nothing here"),
+        (
+            UNION,
+            ["triplets.light=l", "run.validate_every=5", "triplets.held_out=0"],
+            r"run\.validate_every does nothing here \(triplets\.held_out is 0",
+        ),
+        (
+            UNION,
+            ["triplets.light=l", "validation.gallery=['g']"],
+            r"validation\.gallery does nothing here \(validation",
+        ),
         (UNION, ["triplets.light=l", "transagg.batch=7"], r"\[transagg\] does nothing here \(triplets\.system"),
         (UNION, ["triplets.system=transagg", "union.batch=7"], r"\[union\] does nothing here \(transagg reads"),
         (UNION, ["triplets.system=transagg", "triplets.light=l"], r"triplets\.light does nothing here"),
@@ -114,13 +122,15 @@ def test_a_key_that_would_do_nothing_is_refused(stage: tuple[type, list[str]], i
 
 
 def test_the_same_keys_are_taken_where_they_work() -> None:
-    assert load_config(FOUNDATION[0], None, FOUNDATION[1]).start.name == "ViT-B-32"
+    assert load_config(FOUNDATION[0], None, [*FOUNDATION[1], "data.cache=c"]).data.cache == Path("c")
     validated = ["validation.triplets=t", "run.validate_every=5", "validation.gallery=['g']", "distil.frozen=['a']"]
     distil = load_config(DISTIL[0], None, [*DISTIL[1], *validated, "data.cache=c"])
     assert (distil.run.validate_every, distil.data.cache) == (5, Path("c"))
     asked = ["triplets.light=l", "triplets.limit=9", "triplets.step=7", "union.batch=7"]
     union = load_config(UNION[0], None, [*UNION[1], *asked])
     assert (union.triplets.step, union.union.batch) == (7, 7)
+    assert union.run.epochs == 2.0 and union.triplets.held_out == 0.05  # as long as UNION's public recipe
+    assert load_config(UNION[0], None, [*UNION[1], *asked, "run.validate_every=5"]).run.validate_every == 5
     fused = load_config(UNION[0], None, [*UNION[1], "triplets.system=transagg", "transagg.batch=7"])
     assert fused.transagg.batch == 7
 
@@ -153,3 +163,13 @@ def test_the_union_stage_has_its_ranges_too() -> None:
     ):
         with pytest.raises(ConfigError, match=expected):
             load_config(UnionRun, overrides=[*whole, setting])
+
+
+def test_a_missing_key_is_named_by_its_option() -> None:
+    with pytest.raises(ConfigError, match=r"run\.out is missing: pass --out, or set it in the file"):
+        load_config(Run, options={"run.out": "--out"})
+
+
+def test_a_share_is_a_share() -> None:
+    with pytest.raises(ConfigError, match="held_out from 0 to below 1, got 1"):
+        load_config(UNION[0], None, [*UNION[1], "triplets.light=l", "triplets.held_out=1"])

@@ -22,6 +22,7 @@ from asymcir_training.errors import ConfigError
 from asymcir_training.models.checkpoints import load_symmetric_encoder, load_transagg
 from asymcir_training.runs.log import read_log
 from asymcir_training.stages import train_distil
+from asymcir_training.stages import union as union_stage
 from asymcir_training.stages.config_files import load_config
 from asymcir_training.stages.sections import DistilRun
 from PIL import Image
@@ -203,12 +204,141 @@ def test_what_is_asked_for_and_not_there_is_one_line(
     cases = {
         "unknown architecture 'ViT-L-41'; nearest: ViT-L-16, ViT-L-14": ["--foundation", "ViT-L-41"],
         "unknown key distil.scal; did you mean distil.scale?": ["--foundation", "x", "--set", "distil.scal=1"],
-        "foundation.name is missing": [],
+        "foundation.name is missing: pass --foundation": [],
     }
     for expected, words in cases.items():
         assert main([*base, *words]) == 1
         error = capsys.readouterr().err
         assert expected in error and len(error.strip().splitlines()) == 1, error
+
+
+def test_what_is_missing_is_named_by_its_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        "run.out is missing: pass --out": ["distil", str(tmp_path), "--foundation", "x"],
+        "data.pictures is missing: pass PICTURES": ["distil", "--out", "o", "--foundation", "x"],
+        "triplets.path is missing: pass TRIPLETS": ["union", "--out", "o", "--foundation", "x", "--light", "l"],
+        "triplets.light (--light) is missing": ["union", "t", "--out", "o", "--foundation", "x"],
+    }
+    for expected, words in cases.items():
+        assert main(["train", *words]) == 1
+        error = capsys.readouterr().err
+        assert expected in error and len(error.strip().splitlines()) == 1, error
+
+
+def test_a_configuration_is_kept_with_the_state_that_depends_on_it(
+    data: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    # A first attempt fails, the second is the one that has states, the third is refused and changes nothing.
+    work = tmp_path / "light.work"
+    with pytest.raises(DataError, match="cannot read"):
+        train_distil(_distil(data, tmp_path, clip_folder, "texts.phrases=nowhere.txt", "distil.scale=5.0"))
+    kept = work / "distil" / "config.json"
+    assert json.loads(kept.read_text())["distil"]["scale"] == 5.0
+    train_distil(_distil(data, tmp_path, clip_folder))
+    assert json.loads(kept.read_text())["distil"]["scale"] == 20.0
+    with pytest.raises(CheckpointError, match=r"config\.scale"):
+        train_distil(_distil(data, tmp_path, clip_folder, "distil.scale=30.0"))
+    assert json.loads(kept.read_text())["distil"]["scale"] == 20.0
+    # Another stage in the same work folder has its own.
+    words = ["train", "union", str(data / "triplets.jsonl"), "--foundation", f"local-dir:{clip_folder}"]
+    words += ["--light", str(tmp_path / "light"), "--out", str(tmp_path / "union"), "--work", str(work)]
+    assert main([*words, "--device", "cpu", "--epochs", "1", "--batch", "4", "--set", "workers=0"]) == 0
+    assert json.loads((work / "union" / "config.json").read_text())["union"]["batch"] == 4
+    assert json.loads(kept.read_text())["distil"]["scale"] == 20.0 and not (work / "config.json").exists()
+
+
+def _union_words(data: Path, clip: Path, folder: Path, light: Path, *more: str) -> list[str]:
+    words = ["train", "union", str(data / "triplets.jsonl"), "--foundation", f"local-dir:{clip}", "--light", str(light)]
+    words += ["--out", str(folder / "union"), "--device", "cpu", "--batch", "2", "--set", "workers=0"]
+    return [*words, f"cache={folder / 'cache'}", "run.log_every=1", *more]
+
+
+def test_union_validates_keeps_the_best_and_makes_no_query_twice(
+    data: Path, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    light = train_distil(_distil(data, tmp_path, clip_folder, "run.epochs=0.5"))
+    composed: list[str] = []
+    compose = union_stage.compose_triplets
+
+    def count(encoder: Any, foundation: Any, references: Any, modifiers: Any, **options: Any) -> Any:
+        composed.extend(modifiers)
+        return compose(encoder, foundation, references, modifiers, **options)
+
+    monkeypatch.setattr(union_stage, "compose_triplets", count)
+    with caplog.at_level("INFO"):
+        assert main(_union_words(data, clip_folder, tmp_path, light, "triplets.held_out=0.25")) == 0
+    assert "6 triplets to train on, 2 to validate on" in caplog.text and len(composed) == 8
+    lines = read_log(tmp_path / "union.work" / "union" / "log.jsonl")
+    measured = [line["validation"] for line in lines if "validation" in line]
+    assert len(measured) == 2  # two epochs, each of three steps
+    assert len([line for line in lines if "contrast" in line]) == 6
+    assert list((tmp_path / "union.work" / "union" / "best").glob("step-*"))
+    # Another run, another list: what was composed is there.
+    own = [f"validation.triplets={data / 'triplets.jsonl'}", f"validation.gallery=['{data}']"]
+    assert main(_union_words(data, clip_folder, tmp_path, light, *own, f"run.out={tmp_path / 'second'}")) == 0
+    assert len(composed) == 8
+    assert load_union_head(tmp_path / "second")[0].embedding_width == EMBEDDING_WIDTH
+    # Another encoder asks anew.
+    other = train_distil(_distil(data, tmp_path / "other", clip_folder, "run.epochs=0.5", "run.seed=5"))
+    assert main(_union_words(data, clip_folder, tmp_path, other, f"run.out={tmp_path / 'third'}")) == 0
+    assert len(composed) == 16
+
+
+def test_transagg_validates_too(data: Path, clip_folder: Path, tmp_path: Path) -> None:
+    words = ["train", "union", str(data / "triplets.jsonl"), "--foundation", f"local-dir:{clip_folder}"]
+    words += ["--out", str(tmp_path / "t"), "--device", "cpu", "--set", "workers=0", "triplets.held_out=0.25"]
+    assert main([*words, "triplets.system=transagg", "transagg.batch=2", "run.epochs=1"]) == 0
+    lines = read_log(tmp_path / "t.work" / "transagg" / "log.jsonl")
+    assert [set(line["validation"]) for line in lines if "validation" in line] == [{"R@1", "R@5", "R@10"}]
+
+
+def test_held_out_triplets_share_no_reference_with_the_others() -> None:
+    references = np.repeat(np.arange(20), 3)
+    held = union_stage._hold_out(references, 0.2, seed=0)
+    assert held.sum() == 12 and not set(references[held]) & set(references[~held])
+    assert (union_stage._hold_out(references, 0.2, seed=0) == held).all()
+    assert (union_stage._hold_out(references, 0.2, seed=1) != held).any()
+    assert not union_stage._hold_out(references[:2], 0.05, seed=0).any()
+
+
+def test_a_modifier_that_does_not_fit_is_refused_before_the_cache(
+    data: Path, clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    light = train_distil(_distil(data, tmp_path / "light", clip_folder, "run.epochs=0.5"))
+    long = "is red " * 40
+    lines = [*(data / "triplets.jsonl").read_text().splitlines()[:2]]
+    lines.append(json.dumps({"reference": "red0.png", "modifier": long, "target": "red1.png"}))
+    _write_lines(tmp_path / "long.jsonl", lines)
+    union = ["train", "union", str(tmp_path / "long.jsonl"), "--images", str(data), "--out", str(tmp_path / "u")]
+    union += ["--foundation", f"local-dir:{clip_folder}", "--light", str(light), "--device", "cpu"]
+    assert main(union) == 1
+    error = capsys.readouterr().err
+    foundation = load_foundation(f"local-dir:{clip_folder}")
+    assert f"{tmp_path / 'long.jsonl'}:3: the modifier takes " in error and "3 are sentence tokens" in error, error
+    assert f"of the text encoder's {foundation.context_length}" in error
+    assert not list(tmp_path.glob("u.work/teacher/*"))
+    _write_lines(tmp_path / "modifiers.txt", ["is red", "", long])
+    with pytest.raises(DataError, match=r"modifiers\.txt:3: the modifier takes 80 tokens and"):
+        train_distil(_distil(data, tmp_path / "d", clip_folder, f"texts.modifiers={tmp_path / 'modifiers.txt'}"))
+    more = [f"validation.triplets={tmp_path / 'long.jsonl'}", f"validation.images={data}"]
+    with pytest.raises(DataError, match=r"long\.jsonl:3: the modifier takes"):
+        train_distil(_distil(data, tmp_path / "d", clip_folder, *more))
+    assert not list((tmp_path / "d").glob("light.work/teacher/*"))
+
+
+def test_captions_are_embedded_once_and_a_second_run_embeds_none(
+    data: Path, bert_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = _sentence_encoder(bert_folder, tmp_path)
+    words = ["train", "foundation", str(data / "captioned.jsonl"), "--text", str(text), "--trunk", "test_efficientnet"]
+    words += ["--size", "32", "--batch", "8", "--epochs", "0.5", "--device", "cpu", "--set", "data.workers=0"]
+    words += [f"data.cache={tmp_path / 'cache'}"]
+    with caplog.at_level("INFO"):
+        assert main([*words, "--out", str(tmp_path / "a")]) == 0
+        assert "8 differ and 8 are new" in caplog.text
+        caplog.clear()
+        assert main([*words, "run.seed=1", "--out", str(tmp_path / "b")]) == 0
+    assert "are new" not in caplog.text
 
 
 def test_a_result_replaces_nothing_but_an_earlier_one(data: Path, clip_folder: Path, tmp_path: Path) -> None:

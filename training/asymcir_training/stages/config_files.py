@@ -21,13 +21,20 @@ from asymcir_training.errors import ConfigError, TrainingError
 T = TypeVar("T")
 
 
-def load_config(kind: type[T], path: Path | None = None, overrides: Sequence[str] = ()) -> T:
+def load_config(
+    kind: type[T],
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    options: Mapping[str, str] | None = None,
+) -> T:
     """Build a run from a TOML file and overrides, the latter on top.
 
     Args:
         kind: a dataclass of sections.
         path: TOML; None starts from the defaults.
         overrides: "section.key=value", the value written as in TOML; a bare word is taken as text.
+        options: key -> what sets it on the command line, for messages.
 
     Raises:
         ConfigError: a file that cannot be read, an unknown key, a missing one, or a value of the wrong kind.
@@ -48,7 +55,7 @@ def load_config(kind: type[T], path: Path | None = None, overrides: Sequence[str
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as exc:
-        raise ConfigError(f"{where}: {_first_problem(exc)}") from exc
+        raise ConfigError(f"{where}: {_first_problem(exc, options or {})}") from exc
     except TrainingError as exc:  # a section checks its own ranges
         raise ConfigError(f"{where}: {exc}") from exc
 
@@ -115,10 +122,12 @@ def _section_of(hint: Any) -> Any | None:
     return hint if dataclasses.is_dataclass(hint) else None
 
 
-def _first_problem(exc: ValidationError) -> str:
+def _first_problem(exc: ValidationError, options: Mapping[str, str]) -> str:
     problem = exc.errors()[0]
     key = ".".join(str(part) for part in problem["loc"] if part != "ArgsKwargs")
     if problem["type"].startswith("missing"):
+        if key in options:
+            return f"{key} is missing: pass {options[key]}, or set it in the file"
         return f"{key} is missing: set it in the file or by {key}=VALUE"
     cause = problem.get("ctx", {}).get("error")
     message = str(cause) if cause is not None else problem["msg"]
