@@ -79,7 +79,7 @@ class KeyedRows:
 
     def find(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
         """Find the rows of keys: [k], -1 where there is none yet."""
-        found = dict(self.query("SELECT key, row FROM rows WHERE key IN ({})", keys))
+        found = dict(self.query("SELECT key, row FROM rows WHERE key IN ({})", sorted(set(keys))))
         return np.fromiter((found.get(key, -1) for key in keys), np.int64, len(keys))
 
     def query(self, sql: str, keys: Sequence[Any]) -> Iterator[tuple[Any, ...]]:

@@ -12,6 +12,7 @@ from asymcir_common.places import PICTURE_SUFFIXES
 from torch import Tensor
 from torch.nn import functional
 
+from asymcir_training.batches.scan import PassProgress
 from asymcir_training.errors import DataError
 from asymcir_training.foundation.model import Foundation
 from asymcir_training.models.transagg import TextPlaces, encode_text_places
@@ -123,10 +124,12 @@ def embed_modifiers(foundation: Foundation, modifiers: Sequence[str], *, batch: 
     if not modifiers:
         raise DataError("expected modifiers to embed, got none")
     different = list(dict.fromkeys(modifiers))
-    parts = [
-        encode_text_places(foundation, different[start : start + batch]).to("cpu")
-        for start in range(0, len(different), batch)
-    ]
+    progress = PassProgress("modifiers:", total=len(different), first=0, of="texts")
+    parts = []
+    for start in range(0, len(different), batch):
+        some = different[start : start + batch]
+        parts.append(encode_text_places(foundation, some).to("cpu"))
+        progress.update(start + len(some))
     length = max(part.tokens.shape[1] for part in parts)
     missing = [length - part.tokens.shape[1] for part in parts]
     pad = functional.pad

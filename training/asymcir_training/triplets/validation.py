@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asymcir_training.batches.scan import PassProgress
 from asymcir_training.batches.workers import run_jobs
 from asymcir_training.engine.execution import Rows, pick
 from asymcir_training.errors import DataError
@@ -70,7 +71,9 @@ class TripletValidation:
         references = PictureFiles(list(dict.fromkeys(triplet.reference for triplet in triplets)))
         squares: list[NDArray[np.uint8]] = []
         places: dict[Path, int] = {}
+        progress = PassProgress("validation:", total=len(references), first=0)
         for number, path in enumerate(references.paths):
+            progress.update(number, number - len(places))
             try:
                 squares.append(references.decode(number, spec))
             except ImageError as exc:
