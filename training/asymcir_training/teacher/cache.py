@@ -1,4 +1,4 @@
-"""What the frozen visual tower says about every picture, on the disk: each picture once, for every set and every run.
+"""The teacher cache: outputs of the frozen visual tower, computed once for each picture and shared by sets and runs.
 
 A store (see keyed_rows.py) ROOT/pictures-KEY, KEY of the visual tower, its preprocessing, the precision, and whether
 patches are kept:
@@ -7,9 +7,9 @@ patches are kept:
     patches.f16         [rows, P, E], patch features, not normalised (if asked for)
     sets/DIGEST         quarantine.jsonl: the pictures of one set that cannot be decoded, and so have no row
 
-A picture is known by the SHA-256 of its file, whatever its name. Where a file was seen before, with its size and its
-time of change, it is not read again to know it. The row files have room for all pictures of a set from the start, so
-that a disk that is too small says so at once and not after a night.
+The key of a picture is the SHA-256 of its file, whatever its name. A file whose place, size and time of change are
+unchanged is not read again. Disk space for all pictures of a set is reserved first, so that a disk that is too small is
+an error before the computation starts.
 
 Notation: n pictures, b batch, E joint-embedding width, P patches, S picture side.
 """

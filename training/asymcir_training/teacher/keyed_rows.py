@@ -1,4 +1,4 @@
-"""Rows of numbers by key, on the disk: what is made once is found again by whoever asks with the same key.
+"""Rows of numbers on disk, found by key: the store behind the caches of pictures, texts and queries.
 
 A store is a folder:
 

@@ -1,7 +1,7 @@
-"""Composed queries of triplets, on the disk: each picture and change once, for every run of one encoder.
+"""The query cache: composed queries of triplets, computed once for each picture and modifier, for one encoder.
 
-A store (see keyed_rows.py) ROOT/queries-KEY, KEY of the encoder that asks and of the foundation; a query is known by
-its picture's SHA-256 and its change.
+A store (see keyed_rows.py) ROOT/queries-KEY, KEY of the encoder that asks and of the foundation; the key
+of a query is the SHA-256 of its picture's SHA-256 and its modifier.
 
 Notation: t queries, E joint-embedding width.
 """

@@ -1,6 +1,6 @@
-"""What the frozen text tower says about texts, on the disk: each different text once, for every list and every run.
+"""The text cache: embeddings of the frozen text tower, computed once for each text and shared by lists and runs.
 
-A store (see keyed_rows.py) ROOT/texts-KEY, KEY of the text tower and the precision; a text is known by its SHA-256.
+A store (see keyed_rows.py) ROOT/texts-KEY, KEY of the text tower and the precision; the key of a text is its SHA-256.
 
 Notation: n texts, E joint-embedding width.
 """
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class TextCache:
-    """What a foundation's text tower says about texts."""
+    """Text embeddings of one foundation."""
 
     def __init__(self, root: Path, foundation: Foundation) -> None:
         """Take a foundation.
