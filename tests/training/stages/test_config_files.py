@@ -160,6 +160,7 @@ def test_the_union_stage_has_its_ranges_too() -> None:
     for setting, expected in (
         ("workers=1000", "workers from 0 to 256"),
         ("triplets.limit=-1", "triplets.limit from 0"),
+        ("run.chunks=0", "run.chunks from 1"),
     ):
         with pytest.raises(ConfigError, match=expected):
             load_config(UnionRun, overrides=[*whole, setting])

@@ -210,6 +210,8 @@ class TripletSection:
     ] = 0.05
 
     def __post_init__(self) -> None:
+        for name in ("limit", "step"):
+            _check_range(f"triplets.{name}", getattr(self, name), 0, _MAX_TRIPLETS)
         if not 0.0 <= self.held_out < 1.0:
             raise ConfigError(f"expected triplets.held_out from 0 to below 1, got {self.held_out}")
 
@@ -219,10 +221,6 @@ class UnionRunSection(RunSection):
     """The same, as long as UNION's public recipe."""
 
     epochs: Annotated[float, "passes over the triplets"] = 2.0
-
-    def __post_init__(self) -> None:
-        for name in ("limit", "step"):
-            _check_range(f"triplets.{name}", getattr(self, name), 0, _MAX_TRIPLETS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
