@@ -27,14 +27,13 @@ from asymcir_server.encode.vectors import usable_rows
 from asymcir_server.encode.visual import VisualEncoder
 from asymcir_server.errors import GalleryBuildError
 from asymcir_server.gallery.decode import decode_batches
-from asymcir_server.gallery.index import INDEX_KIND, MIN_RECALL, ReadOnlyIndex, measure_recall, write_index
+from asymcir_server.gallery.index import INDEX_KIND, MIN_RECALL, ReadOnlyIndex, measure_recall
 from asymcir_server.gallery.metadata import MetadataWriter
 from asymcir_server.gallery.snapshots import current_snapshot, lock_gallery, new_snapshot, publish
 from asymcir_server.gallery.sources import Source, open_source
 from asymcir_server.gallery.vectors_file import VectorWriter
 
 VECTORS_NAME = "vectors.npy"
-INDEX_NAME = "index.faiss"
 METADATA_NAME = "metadata.sqlite"
 QUARANTINE_NAME = "quarantine.jsonl"
 
@@ -122,7 +121,7 @@ def build_gallery(
             size, quarantined = _write_items(source, bundle, folder, config, progress)
             if size == 0:
                 raise GalleryBuildError(_explain_nothing(images, source, folder, quarantined))
-            recall = _write_index(folder)
+            recall = _check_index(folder / VECTORS_NAME)
             write_manifest(
                 folder,
                 format=GALLERY,
@@ -219,10 +218,9 @@ def _quarantine(stream: TextIO, item: Rejected) -> None:
     stream.write(f"{line}\n")
 
 
-def _write_index(folder: Path) -> float:
-    vectors: NDArray[np.float32] = np.load(folder / VECTORS_NAME, mmap_mode="r", allow_pickle=False)
-    write_index(vectors, folder / INDEX_NAME)
-    recall = measure_recall(ReadOnlyIndex(folder / INDEX_NAME), vectors)
+def _check_index(path: Path) -> float:
+    vectors: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    recall = measure_recall(ReadOnlyIndex(path), vectors)
     if recall < MIN_RECALL:
         raise GalleryBuildError(
             f"the index finds {recall:.4f} of the true top 10, expected at least {MIN_RECALL}: this machine's FAISS "

@@ -19,23 +19,10 @@ _CHUNK_ROWS = 16_384
 _TIE_TOLERANCE = 1e-5  # summation order differs between FAISS and NumPy; equal pictures tie exactly
 
 
-def write_index(vectors: NDArray[np.float32], path: Path) -> None:
-    """Build the exact inner-product index of vectors [N, E], usually mapped from disk, and write it.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    for start in range(0, len(vectors), _CHUNK_ROWS):
-        index.add(np.ascontiguousarray(vectors[start : start + _CHUNK_ROWS]))
-    try:
-        faiss.write_index(index, str(path))
-    except RuntimeError as exc:  # FAISS says so when the disk is full
-        raise OSError(f"FAISS cannot write {path}") from exc
-
-
 class ReadOnlyIndex:
-    """A FAISS index that can only be searched: adding to or removing from a snapshot is not even offered.
+    """The exact inner-product search of FAISS over vectors that stay in their file, mapped into memory.
+
+    Nothing is copied: the pages are those of the file cache, shared by every process that opens the snapshot.
 
     Attributes:
         size: N.
@@ -43,17 +30,24 @@ class ReadOnlyIndex:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the index.
+        """Map the vectors.
+
+        Args:
+            path: .npy, [N, E] float32.
 
         Raises:
-            BundleError: FAISS cannot read it.
+            BundleError: it cannot be read, or holds something else.
         """
         try:
-            self._index = faiss.read_index(str(path))
-        except RuntimeError as exc:
-            raise BundleError(f"FAISS cannot read {path}: build the gallery again") from exc
-        self.size = int(self._index.ntotal)
-        self.width = int(self._index.d)
+            self._vectors: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as exc:
+            raise BundleError(f"cannot read the vectors {path}: {exc}; build the gallery again") from exc
+        if self._vectors.ndim != 2 or self._vectors.dtype != np.float32 or not self._vectors.flags.c_contiguous:
+            raise BundleError(
+                f"expected vectors [N, E] float32 in {path}, got {list(self._vectors.shape)} {self._vectors.dtype}: "
+                "build the gallery again"
+            )
+        self.size, self.width = self._vectors.shape
 
     def search(
         self, query: NDArray[np.float32], top_k: int, excluded_rows: NDArray[np.int64] | None = None
@@ -72,14 +66,19 @@ class ReadOnlyIndex:
         depth = min(top_k, self.size - len(excluded))
         if depth <= 0:
             return np.empty((len(query), 0), np.float32), np.empty((len(query), 0), np.int64)
-        parameters = None
-        if len(excluded):
-            # Both selectors must outlive the search: FAISS keeps bare pointers to them.
-            listed = faiss.IDSelectorBatch(excluded)
-            selector = faiss.IDSelectorNot(listed)
-            parameters = faiss.SearchParameters()
-            parameters.sel = selector
-        scores, rows = self._index.search(np.ascontiguousarray(query, dtype=np.float32), depth, params=parameters)
+        query = np.ascontiguousarray(query, dtype=np.float32)
+        if query.shape[1] != self.width:  # FAISS would read past the rows
+            raise ValueError(f"expected queries [b, {self.width}], got {list(query.shape)}")
+        scores = np.empty((len(query), depth), np.float32)
+        rows = np.empty((len(query), depth), np.int64)
+        # Both selectors must outlive the search: FAISS keeps bare pointers to them.
+        listed = faiss.IDSelectorBatch(excluded) if len(excluded) else None
+        selector = None if listed is None else faiss.IDSelectorNot(listed)
+        # What IndexFlatIP.search calls, on vectors that FAISS does not own.
+        faiss.knn_inner_product(
+            faiss.swig_ptr(query), faiss.swig_ptr(self._vectors), self.width, len(query), self.size, depth,
+            faiss.swig_ptr(scores), faiss.swig_ptr(rows), selector,
+        )  # fmt: skip
         return scores, rows
 
 

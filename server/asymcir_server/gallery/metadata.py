@@ -1,6 +1,6 @@
 """A snapshot's ids and metadata in SQLite: items(row INTEGER PRIMARY KEY, id TEXT UNIQUE, metadata TEXT as JSON).
 
-`row` is the row in `vectors.npy` and in the index.
+`row` is the row in `vectors.npy`.
 """
 
 import json

@@ -11,7 +11,7 @@ from asymcir_common.manifest import GALLERY
 from numpy.typing import NDArray
 
 from asymcir_server.errors import RequestError, SpaceMismatchError
-from asymcir_server.gallery.build import INDEX_NAME, METADATA_NAME
+from asymcir_server.gallery.build import METADATA_NAME, VECTORS_NAME
 from asymcir_server.gallery.index import ReadOnlyIndex
 from asymcir_server.gallery.metadata import MetadataReader
 from asymcir_server.gallery.snapshots import current_snapshot
@@ -57,16 +57,16 @@ class Gallery:
             self.index_recall_at_10 = float(manifest.require("index_recall_at_10"))
         except (TypeError, ValueError) as exc:
             raise BundleError(f"the manifest of {snapshot} cannot be used ({exc}): build the gallery again") from exc
-        for name in (INDEX_NAME, METADATA_NAME):
+        for name in (VECTORS_NAME, METADATA_NAME):
             if name not in manifest.files:
                 raise BundleError(f"{snapshot} has no {name} in its manifest: build the gallery again")
-        self._index = ReadOnlyIndex(snapshot / INDEX_NAME)
+        self._index = ReadOnlyIndex(snapshot / VECTORS_NAME)
         self._metadata = MetadataReader(snapshot / METADATA_NAME)
         found = (self._index.size, self._index.width, self._metadata.size)
         if found != (self.size, self.embedding_width, self.size):
             raise BundleError(
-                f"{snapshot}: the manifest says {self.size} x {self.embedding_width}, the index holds "
-                f"{found[0]} x {found[1]} and the metadata {found[2]} items: build the gallery again"
+                f"{snapshot}: the manifest says {self.size} x {self.embedding_width}, the vectors are "
+                f"{found[0]} x {found[1]} and the metadata holds {found[2]} items: build the gallery again"
             )
 
     @classmethod

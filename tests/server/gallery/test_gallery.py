@@ -12,12 +12,13 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from asymcir_common import BundleError, decode_image, preprocess
 from asymcir_server import BuildConfig, Gallery, ServerBundle, build_gallery
 from asymcir_server.errors import GalleryBuildError, RequestError, SpaceMismatchError
-from asymcir_server.gallery.index import ReadOnlyIndex, measure_recall, write_index
+from asymcir_server.gallery.index import ReadOnlyIndex, measure_recall
 from asymcir_server.gallery.progress import ProgressLine
 from numpy.typing import NDArray
 from PIL import Image
@@ -133,8 +134,8 @@ def test_a_zip_gives_the_same_gallery(
         for picture in pictures.rglob("*.png"):
             archive.write(picture, picture.relative_to(pictures))
     report = build_gallery(path, bundle, tmp_path / "g")
-    for name in ("vectors.npy", "index.faiss"):
-        assert (report.snapshot / name).read_bytes() == (gallery_folder / "snapshots/000001" / name).read_bytes()
+    other = gallery_folder / "snapshots/000001"
+    assert (report.snapshot / "vectors.npy").read_bytes() == (other / "vectors.npy").read_bytes()
 
 
 def test_several_places_give_one_gallery(tmp_path: Path, pictures: Path, bundle: ServerBundle) -> None:
@@ -289,7 +290,7 @@ def test_one_build_at_a_time(tmp_path: Path, pictures: Path, bundle: ServerBundl
     assert build_gallery(pictures, bundle, tmp_path / "g").version == "000002"
 
 
-@pytest.mark.parametrize("name", ["index.faiss", "metadata.sqlite", "vectors.npy", "quarantine.jsonl", "manifest.json"])
+@pytest.mark.parametrize("name", ["metadata.sqlite", "vectors.npy", "quarantine.jsonl", "manifest.json"])
 def test_damaged_galleries_do_not_open(tmp_path: Path, gallery_folder: Path, name: str) -> None:
     copy = Path(shutil.copytree(gallery_folder, tmp_path / "copy"))
     path = copy / "snapshots" / "000001" / name
@@ -342,10 +343,33 @@ def test_metadata_is_read_only(gallery_folder: Path, gallery: Gallery) -> None:
 def test_recall_is_measured(tmp_path: Path) -> None:
     vectors = queries(300, 8, seed=2)
     vectors[100:120] = vectors[0]  # equal pictures
-    write_index(vectors, tmp_path / "right.faiss")
-    write_index(np.roll(vectors, 1, axis=0), tmp_path / "wrong.faiss")
-    assert measure_recall(ReadOnlyIndex(tmp_path / "right.faiss"), vectors) == 1.0
-    assert measure_recall(ReadOnlyIndex(tmp_path / "wrong.faiss"), vectors) < 0.5
+    np.save(tmp_path / "right.npy", vectors)
+    np.save(tmp_path / "wrong.npy", np.roll(vectors, 1, axis=0))
+    assert measure_recall(ReadOnlyIndex(tmp_path / "right.npy"), vectors) == 1.0
+    assert measure_recall(ReadOnlyIndex(tmp_path / "wrong.npy"), vectors) < 0.5
+
+
+def test_search_without_a_copy_answers_as_a_flat_index_of_faiss(tmp_path: Path) -> None:
+    vectors, asked = queries(5000, 24, seed=2), queries(40, 24)
+    np.save(tmp_path / "vectors.npy", vectors)
+    index, flat = ReadOnlyIndex(tmp_path / "vectors.npy"), faiss.IndexFlatIP(24)
+    flat.add(vectors)
+    for batch in (asked[:1], asked):  # FAISS has another kernel for many queries
+        assert all(np.array_equal(a, b) for a, b in zip(index.search(batch, 9), flat.search(batch, 9), strict=True))
+    excluded = index.search(asked[:1], 4)[1][0]
+    assert index.search(asked[:1], 5, excluded)[1].tolist() == flat.search(asked[:1], 9)[1][:, 4:].tolist()
+
+
+@pytest.mark.parametrize("content", [np.zeros(3, np.float32), np.zeros((3, 4)), np.zeros((3, 4), np.float32, "F")])
+def test_vectors_of_another_form_are_refused(tmp_path: Path, content: NDArray[np.generic]) -> None:
+    np.save(tmp_path / "vectors.npy", content)
+    with pytest.raises(BundleError, match=r"expected vectors \[N, E\] float32"):
+        ReadOnlyIndex(tmp_path / "vectors.npy")
+
+
+def test_a_snapshot_holds_its_vectors_once(gallery_folder: Path) -> None:
+    names = sorted(path.name for path in (gallery_folder / "snapshots/000001").iterdir())
+    assert names == ["manifest.json", "metadata.sqlite", "quarantine.jsonl", "vectors.npy"]
 
 
 def test_progress_reaches_the_end(tmp_path: Path, pictures: Path, bundle: ServerBundle) -> None:
@@ -395,7 +419,7 @@ def test_kill_9_leaves_the_old_snapshot(
     stages: list[Callable[[], bool]] = [
         lambda: (hidden / "vectors.npy").is_file(),
         lambda: (hidden / "vectors.npy").is_file() and (hidden / "vectors.npy").stat().st_size > 40_000,
-        lambda: (hidden / "index.faiss").is_file(),
+        lambda: (hidden / "vectors.npy").is_file() and (hidden / "vectors.npy").read_bytes()[:6] == b"\x93NUMPY",
     ]
     for stage in stages:
         build = start_asymcir(
