@@ -55,7 +55,12 @@ def _register_server(kinds: Any) -> None:
         "--foundation", required=True, metavar="NAME", help="open_clip model, local-dir:FOLDER, or blip:FOLDER"
     )
     parser.add_argument("--pretrained", metavar="TAG", help="pretrained tag or checkpoint of that architecture")
-    parser.add_argument("--union", required=True, type=Path, metavar="CHECKPOINT", help="trained UNION head")
+    parser.add_argument(
+        "--union",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="trained UNION head; without it the bundle offers the targets original and sum only",
+    )
     _add_common(parser, storages=_STORAGES)
     parser.add_argument("--union-storage", choices=_STORAGES, help="of the UNION head (default: as --storage)")
     parser.add_argument("--table-storage", choices=_STORAGES[:3], help="of the word embeddings (default: as --storage)")
@@ -153,8 +158,8 @@ def _run_server(args: argparse.Namespace) -> int:
     from asymcir_export.errors import ExportError
 
     foundation = load_foundation(args.foundation, args.pretrained)
-    union_head, metadata = load_union_head(args.union)
-    if metadata.get("word_space") != foundation.word_space():
+    union_head, metadata = (None, {}) if args.union is None else load_union_head(args.union)
+    if union_head is not None and metadata.get("word_space") != foundation.word_space():
         raise ExportError(
             f"the UNION head {args.union} is of word_space {str(metadata.get('word_space'))[:12]}, {args.foundation} "
             f"of {foundation.word_space()[:12]}: pass the foundation that it was trained with, or train it again"

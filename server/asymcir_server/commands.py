@@ -45,7 +45,9 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     add_server_bundle(build)
     add_gallery_folder(build, help="the gallery's folder, made where there is none")
     build.add_argument(
-        "--target", choices=["union", "original", "sum"], default="union", help="target representation (default: union)"
+        "--target",
+        choices=["union", "original", "sum"],
+        help="target representation (default: union, original for a bundle without a UNION head)",
     )
     build.add_argument(
         "--batch-size",
@@ -146,7 +148,7 @@ def run_gallery_build(args: argparse.Namespace) -> int:
     finally:
         line.close()
     print(
-        f"{report.snapshot}: {report.size} pictures as {args.target}, {report.quarantined} quarantined, "
+        f"{report.snapshot}: {report.size} pictures as {report.target}, {report.quarantined} quarantined, "
         f"recall@10 {report.index_recall_at_10:.3f}, {report.elapsed_s:.1f} s"
     )
     if report.quarantined:

@@ -15,7 +15,7 @@ from asymcir_edge.cli import main
 from asymcir_server import BuildConfig, Gallery, ServerBundle, build_gallery
 from PIL import Image
 from tiny_device_bundle import WORD_WIDTH, write_device_bundle
-from tiny_server_bundle import TinyModel, write_tiny_bundle
+from tiny_server_bundle import TinyModel, write_tiny_bundle, write_tiny_manifest
 
 COLOURS = ("red", "blue", "green", "yellow", "black", "white")
 SLUGS = tuple(f"{colour}-{thing}" for colour in COLOURS for thing in ("heart", "flag"))
@@ -83,6 +83,20 @@ def test_one_split_is_measured_alone(assets: Path, tmp_path: Path, capsys: pytes
     assert record["command"] != commands.COMMAND  # which would measure both
     assert not any(key.startswith("test") for key in record["figures"])
     assert "test: " not in capsys.readouterr().out
+
+
+def test_a_bundle_without_a_union_head_is_measured_on_its_other_targets(
+    assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (assets / "server" / "union_head.onnx").unlink()
+    model = TinyModel(word_width=WORD_WIDTH)
+    spaces = {target: space for target, space in model.target_spaces.items() if target != "union"}
+    write_tiny_manifest(assets / "server", model, union=None, target_spaces=spaces)
+    out = tmp_path / "figures.json"
+    assert main(["eval", "emojicir", "--assets", str(assets), "--out", str(out)]) == 0
+    figures = json.loads(out.read_text(encoding="utf-8"))["figures"]
+    assert "test targets, original - sum, composed, R@10" in figures and not any("union" in key for key in figures)
+    assert "union - " not in capsys.readouterr().out
 
 
 def test_a_split_without_queries_is_said_before_anything_is_built(

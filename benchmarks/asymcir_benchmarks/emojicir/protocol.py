@@ -15,7 +15,7 @@ from asymcir_benchmarks.errors import BenchmarkError
 from asymcir_benchmarks.retrieval.ranking import Rankings, rank_all_relevant
 
 TARGETS = ("union", "original", "sum")
-"""Target types; the tables are of the first, the others stand beside it."""
+"""Target types; the tables are of the first that the server bundle makes, the others stand beside it."""
 
 SKETCH_METHODS = ("tokens of line art", "large tower of line art", "tokens of colour", "large tower of colour")
 PRECISION_CUTS = (1, 5, 10)
@@ -27,10 +27,10 @@ class SplitReport:
     """What one split gives.
 
     Attributes:
-        triplets: every method, in the gallery of TARGETS[0].
+        triplets: every method, in the gallery of the first target type.
         composed: target type -> the composed queries alone.
         identity: query pictures that ask for themselves; None where the split has none.
-        sketches: SKETCH_METHODS -> rankings in the gallery of TARGETS[0]; empty where the split has none.
+        sketches: SKETCH_METHODS -> rankings in the same gallery; empty where the split has none.
         sketch_targets: target type -> rankings of SKETCH_METHODS[0].
     """
 
@@ -42,7 +42,7 @@ class SplitReport:
 
 
 def build_galleries(dataset: EmojiCir, bundle: ServerBundle, work: Path) -> dict[str, Gallery]:
-    """Build and open the data set's gallery once for each target type, with the server's own builder.
+    """Build and open the data set's gallery once for each of the bundle's target types, with the server's builder.
 
     Args:
         dataset: whose gallery.
@@ -54,7 +54,7 @@ def build_galleries(dataset: EmojiCir, bundle: ServerBundle, work: Path) -> dict
         GalleryBuildError: a gallery cannot be built.
     """
     galleries: dict[str, Gallery] = {}
-    for target in TARGETS:
+    for target in [target for target in TARGETS if target in bundle.target_spaces]:
         folder = work / target
         config = BuildConfig(target=target, replace_space=True)
         report = build_gallery(dataset.gallery_list, bundle, folder, config=config)
@@ -81,7 +81,7 @@ def evaluate_emojicir(
     Args:
         dataset: the queries.
         bundle, encoder: what is measured.
-        galleries: TARGETS -> gallery, of the data set's own list.
+        galleries: target type -> gallery, of the data set's own list; the first is what the tables are of.
         splits: at least one of SPLITS.
 
     Raises:
@@ -93,7 +93,8 @@ def evaluate_emojicir(
 
 
 def _evaluate_split(dataset: EmojiCir, split: str, towers: Towers, galleries: Mapping[str, Gallery]) -> SplitReport:
-    main, catalogue = galleries[TARGETS[0]], dataset.catalogue
+    (first, main), *others = galleries.items()
+    catalogue = dataset.catalogue
     triplets, identity = dataset.triplets[split], dataset.identity.get(split, [])
     shown = {triplet.reference for triplet in triplets} | set(identity)
     pictures = towers.encode_pictures({slug: dataset.query(slug) for slug in shown}, f"query pictures of {split}")
@@ -102,7 +103,7 @@ def _evaluate_split(dataset: EmojiCir, split: str, towers: Towers, galleries: Ma
     _LOG.info("encoded %d composed queries of %s and their baselines", len(triplets), split)
     evaluation = rank_triplets(triplets, queries, main, catalogue)
     alone = {"composed": queries["composed"]}
-    composed = {target: rank_triplets(triplets, alone, galleries[target], catalogue) for target in TARGETS[1:]}
+    composed = {target: rank_triplets(triplets, alone, gallery, catalogue) for target, gallery in others}
     _LOG.info("ranked the composed queries of %s in %d galleries", split, len(galleries))
     sketches, sketch_targets = _evaluate_sketches(dataset, split, towers, galleries)
     if not identity or not sketches:
@@ -112,7 +113,7 @@ def _evaluate_split(dataset: EmojiCir, split: str, towers: Towers, galleries: Ma
         )
     return SplitReport(
         triplets=evaluation,
-        composed={TARGETS[0]: evaluation, **composed},
+        composed={first: evaluation, **composed},
         identity=rank_pictures(identity, pictures, towers, main, catalogue) if identity else None,
         sketches=sketches,
         sketch_targets=sketch_targets,
@@ -131,11 +132,11 @@ def _evaluate_sketches(
     colour = towers.encode_pictures({slug: dataset.coloured(slug) for slug in slugs}, f"coloured drawings of {split}")
     tokens = towers.encode_tokens(lines, slugs)
     queries = (tokens, look_up(lines, slugs), towers.encode_tokens(colour, slugs), look_up(colour, slugs))
-    main = galleries[TARGETS[0]]
+    (first, main), *rest = galleries.items()
     found = {
         method: rank_all_relevant(vectors, relevant, main)
         for method, vectors in zip(SKETCH_METHODS, queries, strict=True)
     }
-    others = {target: rank_all_relevant(tokens, relevant, galleries[target]) for target in TARGETS[1:]}
+    others = {target: rank_all_relevant(tokens, relevant, gallery) for target, gallery in rest}
     _LOG.info("ranked %d sketches of %s in %d galleries", len(slugs), split, len(galleries))
-    return found, {TARGETS[0]: found[SKETCH_METHODS[0]], **others}
+    return found, {first: found[SKETCH_METHODS[0]], **others}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from asymcir_benchmarks.device.onnx_cost import ModelCost
 from asymcir_benchmarks.emojicir.evaluate import CUTS, METHODS, Evaluation
 from asymcir_benchmarks.emojicir.goals import PICTURE_CUTS, Goal, cost_goals, split_goals
-from asymcir_benchmarks.emojicir.protocol import PRECISION_CUTS, TARGETS, SplitReport
+from asymcir_benchmarks.emojicir.protocol import PRECISION_CUTS, SplitReport
 from asymcir_benchmarks.retrieval.metrics import Estimate, bootstrap_interval, paired_difference
 from asymcir_benchmarks.retrieval.ranking import Rankings
 
@@ -78,8 +78,8 @@ def emojicir_figures(reports: Mapping[str, SplitReport], cost: ModelCost) -> dic
         for name, values_by_target in target_values(report).items():
             for target, values in values_by_target.items():
                 figures[f"{split} targets, {target}, {name}"] = float(values.mean())
-            for other, difference in differences(values_by_target):
-                _put(figures, f"{split} targets, {TARGETS[0]} - {other}, {name}", difference)
+            for pair, difference in differences(values_by_target):
+                _put(figures, f"{split} targets, {pair}, {name}", difference)
     for scope, goals in goals_by_scope(reports, cost).items():
         for goal in goals:
             _put_goal(figures, f"goals of {scope}, {goal.key}", goal)
@@ -103,9 +103,10 @@ def target_values(report: SplitReport) -> dict[str, dict[str, NDArray[np.float64
 
 
 def differences(values: Mapping[str, NDArray[np.float64]]) -> Iterator[tuple[str, Estimate]]:
-    """Yield each other target type, and what the first is ahead of it by, on the same queries."""
-    for other in TARGETS[1:]:
-        yield other, paired_difference(values[TARGETS[0]], values[other])
+    """Yield "FIRST - OTHER" for every other target type, and what the first is ahead of it by, on the same queries."""
+    first, *others = values
+    for other in others:
+        yield f"{first} - {other}", paired_difference(values[first], values[other])
 
 
 def format_split(split: str, report: SplitReport) -> str:
@@ -127,12 +128,12 @@ def format_split(split: str, report: SplitReport) -> str:
             values = "".join(f"{values_of(rankings).mean():>9.3f}" for values_of in _SKETCH_FIGURES.values())
             lines.append(f"{method:<26}{values}")
         lines.append("")
-    lines += [f"{split}: target types", f"{'target':<20}" + "".join(f"{target:>10}" for target in TARGETS)]
+    targets = list(report.composed)
+    lines += [f"{split}: target types", f"{'target':<20}" + "".join(f"{target:>10}" for target in targets)]
     for name, values_by_target in target_values(report).items():
-        means = "".join(f"{values_by_target[target].mean():>10.3f}" for target in TARGETS)
+        means = "".join(f"{values_by_target[target].mean():>10.3f}" for target in targets)
         gains = "".join(
-            f"   {TARGETS[0]} - {other} {it.value:+.3f} ({it.low:+.3f} to {it.high:+.3f})"
-            for other, it in differences(values_by_target)
+            f"   {pair} {it.value:+.3f} ({it.low:+.3f} to {it.high:+.3f})" for pair, it in differences(values_by_target)
         )
         lines.append(f"{name:<20}{means}{gains}")
     return "\n".join(lines)

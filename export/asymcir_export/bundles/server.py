@@ -52,7 +52,7 @@ class _PictureTower(nn.Module):
 
 def export_server_bundle(
     foundation: Foundation,
-    union_head: UnionHead,
+    union_head: UnionHead | None,
     out: Path,
     *,
     pictures: Path,
@@ -72,11 +72,12 @@ def export_server_bundle(
 
     Args:
         foundation: whose towers, words and tokenizer it takes.
-        union_head: trained on that foundation's features.
+        union_head: trained on that foundation's features; without one (None) the bundle offers the target types
+            "original" and "sum" only.
         out: the bundle; must not exist, unless `force`.
         pictures: a folder of pictures to compare on.
         storage: how the two towers keep their weights.
-        union_storage: of the UNION head; without it, `storage`.
+        union_storage: of the UNION head; without it, `storage`. None where there is no head.
         table_storage: of the word-embedding table: "fp32", "fp16" or "int8"; without it `storage`, int8 for int4.
         text_compute, visual_compute: what the towers compute in: "fp32", "fp16", or "int8" (dynamic for transformers,
             static and calibrated on `pictures` for convolutional networks). Unless fp32, it is their storage too.
@@ -91,16 +92,19 @@ def export_server_bundle(
         TokenizerError: `tokenizer.json` would give other ids than open_clip's tokenizer.
         ParityError: an exported part is not the one it was made from, or R@10 fell by more than MAX_RECALL_LOSS.
     """
+    if union_head is None and union_storage is not None:
+        raise ExportError("union_storage is of a UNION head, and there is none: pass one (--union), or leave it out")
     union_storage = union_storage or storage
     table_storage = table_storage or ("int8" if storage == "int4" else storage)
     if table_storage not in TABLE_STORAGES:
         raise ExportError(f"expected the table's storage as one of {list(TABLE_STORAGES)}, got {table_storage!r}")
-    if union_head.embedding_width != foundation.embedding_width:
+    if union_head is not None and union_head.embedding_width != foundation.embedding_width:
         raise ExportError(
             f"the UNION head is {union_head.embedding_width} wide, {foundation.name} gives features of width "
             f"{foundation.embedding_width}: pass the head that was trained on this foundation"
         )
-    union_head = union_head.eval()
+    if union_head is not None:
+        union_head = union_head.eval()
     reader = None if search_set is None else open_device(device, search_set, foundation.word_space())
     chosen = load_pictures(pictures)
     with staged(out, force=force) as folder, _float32_beside(folder, wanted=reader is not None) as original:
@@ -115,7 +119,7 @@ def export_server_bundle(
         convolutional = is_convolutional(visual)
         _write_tower(visual, VISUAL_FILE, folder, original, storage, visual_compute, squares)
         del visual  # a large one weighs gigabytes
-        union = _export_union(union_head)
+        union = None if union_head is None else _export_union(union_head)
         table = foundation.word_embedding_table()
         properties: dict[str, Any] = {
             "word_space": foundation.word_space(),
@@ -139,21 +143,24 @@ def export_server_bundle(
                 "preprocessing": foundation.preprocessing.to_json(),
                 "convolutional": convolutional,
             },
-            "union": {"file": UNION_FILE},
             "foundation": foundation.name,
         }
+        if union is not None:
+            properties["union"] = {"file": UNION_FILE}
         if original is not None:
             (original / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
-            write_graph(union, original / UNION_FILE, "fp32")
+            if union is not None:
+                write_graph(union, original / UNION_FILE, "fp32")
             _write_table(table, original, "fp32")
             write_manifest(original, format=SERVER_BUNDLE, properties=properties)
         (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
-        write_graph(union, folder / UNION_FILE, union_storage)
+        if union is not None:
+            write_graph(union, folder / UNION_FILE, union_storage)
         properties["text"]["word_embedding_scales"] = _write_table(table, folder, table_storage)
         properties["weight_storage"] = {
             TEXT_FILE: storage if text_compute == "fp32" else text_compute,
             VISUAL_FILE: storage if visual_compute == "fp32" else visual_compute,
-            UNION_FILE: union_storage,
+            **({} if union is None else {UNION_FILE: union_storage}),
             TABLE_FILE: table_storage,
         }
         properties["compute"] = {TEXT_FILE: text_compute, VISUAL_FILE: visual_compute}

@@ -172,7 +172,7 @@ def check_device_parity(
 def check_server_parity(
     folder: Path,
     foundation: Foundation,
-    union_head: UnionHead,
+    union_head: UnionHead | None,
     pictures: Sequence[NDArray[np.uint8]],
     *,
     text_storage: WeightStorage,
@@ -184,7 +184,7 @@ def check_server_parity(
     Args:
         folder: the bundle, with its manifest.
         foundation: what the towers were made from.
-        union_head: in eval mode.
+        union_head: in eval mode; None for a bundle without one, whose targets are sums of what is compared anyway.
         pictures: [h, w, 3] uint8, any size.
         text_storage: the leaner of the text tower's and the word-embedding table's.
         visual_storage: of the visual tower.
@@ -204,10 +204,13 @@ def check_server_parity(
     found_images = np.concatenate([visual_encoder.encode_image(batch) for batch in batches])
     with torch.inference_mode():
         images = torch.cat([foundation.encode_pixels(_normalise(batch, foundation.preprocessing)) for batch in batches])
-        null = foundation.encode_null().expand_as(images)
-        targets, gates = union_head(images, null)
     expected_images = images.numpy()
     parity["image_features"] = check_parity("image_features", expected_images, found_images, storage=visual_storage)
+    if union_head is None:
+        return parity
+    with torch.inference_mode():
+        null = foundation.encode_null().expand_as(images)
+        targets, gates = union_head(images, null)
     target_encoder = TargetEncoder(bundle, text_encoder)
     fed = target_encoder.compute_targets(expected_images, "union")
     head_storage = worst_storage(union_storage, text_storage)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from asymcir_server.encode.sessions import check_signature, open_session
 
 TARGETS = ("union", "original", "sum")
-"""Target types, in the order in which help texts name them."""
+"""Target types, in the order in which help texts name them; `union` only of a bundle with a UNION head."""
 
 CLEANINGS = ("whitespace", "lower", "canonicalize")
 TOKENS_FIELD = "{tokens}"
@@ -80,6 +80,7 @@ class ServerBundle:
         manifest: as verified.
         word_space: digest of the space that sentence tokens live in.
         target_spaces: target type -> digest of the space of its gallery vectors.
+        union_file: the UNION head's file; None where the bundle has no head.
         text, prompts, preprocessing: what the encoders need to know.
         clean: text cleaning in front of the tokenizer, one of CLEANINGS.
         threads: threads inside one ONNX operator, at most MAX_THREADS; 0: ONNX Runtime decides.
@@ -107,7 +108,8 @@ class ServerBundle:
             self.visual_file = _text(visual["file"])
             self._convolutional = bool(visual.get("convolutional", False))
             self.preprocessing = Preprocessing.from_json(visual["preprocessing"])
-            self.union_file = _text(manifest.require("union")["file"])
+            union = manifest.properties.get("union")
+            self.union_file = None if union is None else _text(union["file"])
             compute = dict(manifest.properties.get("compute", {}))  # bundles of old say nothing: all is float32
             self._compute = {_text(file): _text(value) for file, value in compute.items()}
         except (AttributeError, KeyError, TypeError, ValueError, ImageError) as exc:
@@ -116,11 +118,13 @@ class ServerBundle:
             ) from exc
         if self.clean not in CLEANINGS:
             raise BundleError(f"expected a text cleaning of {', '.join(CLEANINGS)} in {folder}, got {self.clean!r}")
-        files = [self.text.file, self.text.word_embeddings, self.tokenizer_file, self.visual_file, self.union_file]
-        if self.text.word_embedding_scales is not None:
-            files.append(self.text.word_embedding_scales)
-        for name in files:
-            if name not in manifest.files:
+        if ("union" in self.target_spaces) != (self.union_file is not None):
+            raise BundleError(
+                f"expected a UNION head and a target space `union` in {folder}, or neither: export it again"
+            )
+        files = [self.text.file, self.text.word_embeddings, self.tokenizer_file, self.visual_file]
+        for name in (*files, self.text.word_embedding_scales, self.union_file):
+            if name is not None and name not in manifest.files:
                 raise BundleError(f"{folder} uses {name}, which its manifest does not list: export it again")
         self._lock = threading.RLock()
         self._text_session: tuple[ort.InferenceSession, frozenset[str]] | None = None
@@ -143,12 +147,22 @@ class ServerBundle:
             raise BundleError(f"expected 0 to {MAX_THREADS} threads, got {threads}")
         return cls(folder, read_manifest(folder, format=SERVER_BUNDLE), threads=threads)
 
+    @property
+    def default_target(self) -> str:
+        """The target type of a gallery that names none: `union` where the bundle has a UNION head, else `original`."""
+        return "original" if self.union_file is None else "union"
+
     def target_space(self, target: str) -> str:
         """Return the digest of one target type's space.
 
         Raises:
             BundleError: the bundle cannot make that target type.
         """
+        if target == "union" and self.union_file is None:
+            raise BundleError(
+                f"{self.folder} has no UNION head, so it makes the targets {', '.join(self.target_spaces)}: choose one "
+                "of these, or export the bundle again with `--union CHECKPOINT`"
+            )
         if target not in self.target_spaces:
             raise BundleError(f"{self.folder} makes the targets {sorted(self.target_spaces)}, not {target!r}")
         return self.target_spaces[target]
@@ -189,7 +203,13 @@ class ServerBundle:
             return self._visual_session
 
     def union_session(self) -> ort.InferenceSession:
-        """Open the UNION head."""
+        """Open the UNION head.
+
+        Raises:
+            BundleError: the bundle has none, or it does not fit the manifest.
+        """
+        if self.union_file is None:
+            raise BundleError(f"{self.folder} has no UNION head: export it again with `--union CHECKPOINT`")
         with self._lock:
             if self._union_session is None:
                 path = self.folder / self.union_file

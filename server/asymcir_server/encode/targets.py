@@ -1,7 +1,8 @@
 """Target representations: what stands in a gallery for a picture.
 
 `union` is the UNION head's L2norm(g * image + (1 - g) * null text); `original` = L2norm(image) and `sum` =
-L2norm(image + null text) stay selectable, so that the gain can be measured. All work on un-normalised features.
+L2norm(image + null text) need no head, and stay selectable beside it, so that the gain can be measured. All work on
+un-normalised features.
 
 Source: UNION, arXiv:2511.22253.
 """
@@ -29,12 +30,12 @@ class TargetEncoder:
         self._bundle = bundle
         self._text_encoder = text_encoder
 
-    def compute_targets(self, image_features: NDArray[np.float32], target: str = "union") -> NDArray[np.float32]:
+    def compute_targets(self, image_features: NDArray[np.float32], target: str | None = None) -> NDArray[np.float32]:
         """Compute target representations.
 
         Args:
             image_features: [b, E], not normalised.
-            target: "union", "original" or "sum".
+            target: "union", "original" or "sum"; None: the bundle's default.
 
         Returns:
             [b, E], L2-normalised; a row without a direction comes back as zeros.
@@ -42,6 +43,7 @@ class TargetEncoder:
         Raises:
             BundleError: the bundle cannot make that target, or the head fails or gives another shape.
         """
+        target = self._bundle.default_target if target is None else target
         self._bundle.target_space(target)
         if target == "original":
             return l2_normalize(image_features)
@@ -53,9 +55,10 @@ class TargetEncoder:
                 f"expected a target of {', '.join(TARGETS)}, got {target!r}: this bundle needs a newer asymcir"
             )
         feed = {"image_features": image_features, "text_features": np.ascontiguousarray(null)}
-        path = self._bundle.folder / self._bundle.union_file
+        session = self._bundle.union_session()
+        path = self._bundle.folder / (self._bundle.union_file or "")
         shape = (len(image_features), image_features.shape[1])
-        return l2_normalize(run_session(self._bundle.union_session(), path, "target", feed, shape))
+        return l2_normalize(run_session(session, path, "target", feed, shape))
 
     def _null_features(self) -> NDArray[np.float32]:
         if self._text_encoder is None:

@@ -48,13 +48,14 @@ class BuildConfig:
     """How to build.
 
     Attributes:
-        target: target type, "union", "original" or "sum".
+        target: target type, "union", "original" or "sum"; None: "union" where the bundle has a UNION head, else
+            "original".
         batch_size: pictures per run of the visual encoder, at most MAX_BATCH_SIZE.
         workers: threads that read and decode, at most MAX_THREADS; 0: one per core, at most 8.
         replace_space: allow a snapshot of another target space than the gallery's current one.
     """
 
-    target: str = "union"
+    target: str | None = None
     batch_size: int = 32
     workers: int = 0
     replace_space: bool = False
@@ -74,6 +75,7 @@ class BuildReport:
     Attributes:
         snapshot: its folder.
         version: its number, as answers name it.
+        target: its target type.
         size: N, pictures in it.
         quarantined: pictures put aside.
         index_recall_at_10: measured against brute force.
@@ -82,6 +84,7 @@ class BuildReport:
 
     snapshot: Path
     version: str
+    target: str
     size: int
     quarantined: int
     index_recall_at_10: float
@@ -108,17 +111,18 @@ def build_gallery(
 
     Raises:
         GalleryBuildError: no usable picture, a folder that is something else, another space, another build running.
-        BundleError: the bundle does not fit its manifest.
+        BundleError: the bundle does not fit its manifest, or cannot make the target type that is asked for.
     """
     started_s = time.monotonic()
     config = config or BuildConfig()
-    target_space = bundle.target_space(config.target)
+    target = config.target or bundle.default_target
+    target_space = bundle.target_space(target)
     source = open_source(images)
     with lock_gallery(out), _explain_write_errors(out):
         if not config.replace_space:
             _refuse_other_space(out, target_space)
         with new_snapshot(out) as (folder, version):
-            size, quarantined = _write_items(source, bundle, folder, config, progress)
+            size, quarantined = _write_items(source, bundle, folder, target, config, progress)
             if size == 0:
                 raise GalleryBuildError(_explain_nothing(images, source, folder, quarantined))
             recall = _check_index(folder / VECTORS_NAME)
@@ -127,7 +131,7 @@ def build_gallery(
                 format=GALLERY,
                 properties={
                     "version": version,
-                    "target": config.target,
+                    "target": target,
                     "target_space": target_space,
                     "size": size,
                     "embedding_width": bundle.text.embedding_width,
@@ -139,6 +143,7 @@ def build_gallery(
     return BuildReport(
         snapshot=snapshot,
         version=version,
+        target=target,
         size=size,
         quarantined=quarantined,
         index_recall_at_10=recall,
@@ -171,7 +176,7 @@ def _refuse_other_space(out: Path, target_space: str) -> None:
 
 
 def _write_items(
-    source: Source, bundle: ServerBundle, folder: Path, config: BuildConfig, progress: Progress | None
+    source: Source, bundle: ServerBundle, folder: Path, target: str, config: BuildConfig, progress: Progress | None
 ) -> tuple[int, int]:
     total = len(source)
     done = quarantined = 0
@@ -191,7 +196,7 @@ def _write_items(
         for entries, pixels, rejected in batches:
             done += len(entries) + len(rejected)
             if entries:
-                vectors_batch = targets.compute_targets(visual.encode_image(pixels), config.target)  # [b, E]
+                vectors_batch = targets.compute_targets(visual.encode_image(pixels), target)  # [b, E]
                 usable = usable_rows(vectors_batch)
                 for entry, vector, good in zip(entries, vectors_batch, usable, strict=True):
                     reason = None

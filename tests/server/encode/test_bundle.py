@@ -64,6 +64,7 @@ def test_no_folder_and_another_format(tmp_path: Path, gallery_folder: Path) -> N
         ("tokenizer", {"file": "tokenizer.json", "clean": "spotless"}),
         ("tokenizer", {"file": "../tokenizer.json", "clean": "lower"}),
         ("union", {"file": "absent.onnx"}),
+        ("union", None),  # while a target space `union` is listed
         ("target_spaces", ["union"]),
         ("word_space", None),
     ],
@@ -72,6 +73,22 @@ def test_properties_that_do_not_fit(copy: Path, model: TinyModel, key: str, valu
     write_tiny_manifest(copy, model, **{key: value})
     with pytest.raises(BundleError):
         ServerBundle.load(copy)
+
+
+def test_a_bundle_without_a_union_head_makes_the_other_targets(copy: Path, model: TinyModel) -> None:
+    (copy / "union_head.onnx").unlink()
+    spaces = {target: space for target, space in model.target_spaces.items() if target != "union"}
+    write_tiny_manifest(copy, model, union=None, target_spaces=spaces)
+    bundle = ServerBundle.load(copy)
+    assert (bundle.default_target, bundle.union_file, bundle.target_spaces) == ("original", None, spaces)
+    image = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
+    targets = TargetEncoder(bundle)
+    assert np.array_equal(targets.compute_targets(image), targets.compute_targets(image, "original"))
+    for use in (lambda: targets.compute_targets(image, "union"), bundle.union_session):
+        with pytest.raises(BundleError, match=r"no UNION head.*`--union CHECKPOINT`"):
+            use()
+    with pytest.raises(BundleError, match=r"makes the targets \['original', 'sum'\], not 'mean'"):
+        targets.compute_targets(image, "mean")
 
 
 def test_a_missing_property_is_named(copy: Path) -> None:

@@ -288,8 +288,8 @@ class Foundation(nn.Module):
     def _visual_facts(self) -> dict[str, Any]:
         return {"tower": visual_facts(self.model.visual), "preprocessing": self.preprocessing.to_json()}
 
-    def target_spaces(self, union_head: nn.Module) -> dict[str, str]:
-        """Return target type -> the digest that names the space of such a gallery."""
+    def target_spaces(self, union_head: nn.Module | None) -> dict[str, str]:
+        """Return target type -> the digest that names the space of such a gallery; without a head, no `union`."""
         visual = {f"visual.{name}": value for name, value in self.model.visual.state_dict().items()}
         facts = {
             "space": "target",
@@ -299,11 +299,11 @@ class Foundation(nn.Module):
             "preprocessing": self.preprocessing.to_json(),
             "tower": visual_facts(self.model.visual),
         }
-        head = {f"union.{name}": value for name, value in union_head.state_dict().items()}
-        return {
-            target: digest(weights=visual | (head if target == "union" else {}), facts=facts | {"target": target})
-            for target in ("union", "original", "sum")
-        }
+        weights = {"original": visual, "sum": visual}
+        if union_head is not None:
+            head = {f"union.{name}": value for name, value in union_head.state_dict().items()}
+            weights = {"union": visual | head, **weights}
+        return {target: digest(weights=used, facts=facts | {"target": target}) for target, used in weights.items()}
 
 
 def load_foundation(name: str, pretrained: str | None = None) -> Foundation:
