@@ -98,8 +98,8 @@ def run_emojicir(args: argparse.Namespace) -> int:
     from asymcir_edge import DeviceBundle, QueryEncoder
     from asymcir_server import ServerBundle
 
-    from asymcir_benchmarks.device.onnx_cost import measure_cost
     from asymcir_benchmarks.emojicir.dataset import EmojiCir
+    from asymcir_benchmarks.emojicir.goals import read_cost
     from asymcir_benchmarks.emojicir.protocol import build_galleries, evaluate_emojicir
     from asymcir_benchmarks.pages.emojicir_tables import emojicir_figures, format_goals, format_split, goals_by_scope
     from asymcir_benchmarks.results import write_result
@@ -109,7 +109,7 @@ def run_emojicir(args: argparse.Namespace) -> int:
     dataset.require(splits)
     device = DeviceBundle.load(args.device_bundle or args.assets / "device")
     bundle = ServerBundle.load(args.server_bundle or args.assets / "server")
-    cost = measure_cost(device.encoder_path(), device.preprocessing.size)
+    cost = read_cost(device)
     with ExitStack() as stack:
         work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asymcir-eval-")))
         galleries = build_galleries(dataset, bundle, work)

@@ -51,7 +51,7 @@ def assets(tmp_path: Path) -> Path:
     _write_rows(folder / "sketches.jsonl", [{"slug": slug, "split": "test"} for slug in SLUGS[:4]])
     model = TinyModel(word_width=WORD_WIDTH)
     write_tiny_bundle(folder / "server", model)
-    write_device_bundle(folder / "device", word_space=model.word_space)
+    write_device_bundle(folder / "device", word_space=model.word_space, parameters=7_000_000, macs=100_000_000)
     return folder
 
 
@@ -68,6 +68,7 @@ def test_both_published_splits_by_default(assets: Path, tmp_path: Path, capsys: 
     assert {key.split()[0] for key in figures} >= {"test", "novel"}
     assert all(math.isfinite(value) for value in figures.values())
     assert not any(key.startswith("novel sketches") for key in figures)  # that split has none
+    assert figures["goals of device, parameters, M"] == 7.0 and figures["goals of device, compute, GMACs"] == 0.1
     printed = capsys.readouterr().out
     for text in ("test: 6 composed queries", "novel: 6 composed queries", "R@1 by family", "mAP@all", "union - sum"):
         assert text in printed

@@ -24,7 +24,6 @@ from asymcir_protos.tokens import pack_tokens
 from asymcir_protos.v1 import retrieval_pb2
 from numpy.typing import NDArray
 
-from asymcir_benchmarks.device.onnx_cost import measure_cost
 from asymcir_benchmarks.errors import BenchmarkError
 from asymcir_benchmarks.results import write_result
 
@@ -115,7 +114,7 @@ def measure(folder: Path, large: Path | None, *, rounds: int) -> dict[str, float
             large_ms = float(np.median(times[f"{LARGE}, fp32"]))
             figures[f"{key}, times faster than {LARGE}"] = round(large_ms / float(np.median(values)), 1)
     for name, fact in facts.items():
-        figures |= _describe(name, fact, folder / name)
+        figures |= _describe(name, fact)
     peak = measure_int8_peak(folder / PEAK_FILE, rounds)
     figures["int8 peak of one thread, GOP/s"] = round(peak, 1)
     for name in facts:
@@ -225,7 +224,7 @@ def measure_int8_peak(path: Path, rounds: int) -> float:
     return 2.0 * PEAK_ROWS * PEAK_WIDTH * PEAK_WIDTH / (best_ms / 1e3) / 1e9
 
 
-def _describe(name: str, fact: Mapping[str, Any], folder: Path) -> dict[str, float]:
+def _describe(name: str, fact: Mapping[str, Any]) -> dict[str, float]:
     figures = {f"{name}, parameters, M": round(fact["parameters"] / 1e6, 3), f"{name}, size, px": float(fact["size"])}
     for writer, record in fact.items():
         if isinstance(record, Mapping):
@@ -233,10 +232,8 @@ def _describe(name: str, fact: Mapping[str, Any], folder: Path) -> dict[str, flo
                 figures[f"{name}, {writer}, MB"] = round(record["size_mb"], 2)
             if "verified" in record:
                 figures[f"{name}, {writer}, verified"] = float(record["verified"])
-    try:
-        figures[f"{name}, GMACs"] = round(measure_cost(folder / ENCODER_FILES["fp32"], fact["size"]).macs / 1e9, 4)
-    except BenchmarkError as exc:
-        _LOG.warning("%s: %s", name, exc)
+    if "macs" in fact:
+        figures[f"{name}, GMACs"] = round(fact["macs"] / 1e9, 4)
     return figures
 
 

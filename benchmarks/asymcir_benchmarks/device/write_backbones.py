@@ -30,6 +30,7 @@ from asymcir_export.coreml.check import check_coreml
 from asymcir_export.coreml.compression import package_size_bytes
 from asymcir_export.coreml.writer import write_coreml
 from asymcir_export.errors import ExportError
+from asymcir_export.graphs.cost import measure_cost
 from asymcir_export.graphs.device_graph import (
     INPUT_NAME,
     PREPROCESSING_PREFIX,
@@ -61,7 +62,7 @@ BACKBONES = (
     "tiny_vit_5m_224",
 )
 FACTS_FILE = "backbones.json"
-FORMAT = 2
+FORMAT = 3
 """Raised when other files or graphs are written, so that a folder of older ones is not taken for done."""
 
 ENCODER_FILES = {"fp32": "encoder.onnx", "fp16": "encoder.fp16.onnx", "int8": "encoder.int8.onnx"}
@@ -126,7 +127,8 @@ def write_backbone(name: str, folder: Path, pictures: Sequence[NDArray[np.uint8]
         size: S.
 
     Returns:
-        `format`, `parameters`, `size`, `width` of the token learner, and by writer ("onnx", "fp16", "int8", "coreml")
+        `format`, `parameters`, `macs` of one picture (where they can be counted), `size`, `width` of the token learner,
+        and by writer ("onnx", "fp16", "int8", "coreml")
         `size_mb`, and of those that are compared with PyTorch whether they are `verified` or the `reason` why not.
 
     Raises:
@@ -145,6 +147,7 @@ def write_backbone(name: str, folder: Path, pictures: Sequence[NDArray[np.uint8]
     }
     try:
         network = build_network_graph(encoder, torch.zeros(1, 3, size, size))
+        facts |= _count(name, network)
         graph = join_preprocessing(network, spec)
         _write_both(graph, folder, "fp32", size)
         expected = encode_original(encoder, squares)
@@ -171,6 +174,14 @@ def write_backbone(name: str, folder: Path, pictures: Sequence[NDArray[np.uint8]
     except ExportError as exc:
         facts["coreml"] = {"verified": False, "reason": str(exc)}
     return facts
+
+
+def _count(name: str, network: ModelProto) -> dict[str, int]:
+    try:
+        return {"macs": measure_cost(network).macs}
+    except ExportError as exc:
+        _LOG.warning("%s: %s", name, exc)
+        return {}
 
 
 def is_written(facts_file: Path, size: int) -> bool:

@@ -1,10 +1,12 @@
 """The figures that we hold ourselves to, and whether they are reached."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from asymcir_benchmarks.device.onnx_cost import ModelCost
+from asymcir_edge import DeviceBundle
+
 from asymcir_benchmarks.emojicir.evaluate import Evaluation
 from asymcir_benchmarks.emojicir.protocol import SKETCH_METHODS, SplitReport
 from asymcir_benchmarks.retrieval.metrics import Estimate, paired_difference, paired_ratio, ratio
@@ -32,6 +34,20 @@ MAX_MACS = 0.5e9
 PICTURE_CUTS = (1, 10)
 
 Bound = Literal["above", "at least", "at most"]
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCost:
+    """Size and cost of the device model, as its export counted them.
+
+    Attributes:
+        parameters: weights of the network.
+        macs: multiply-accumulates of its convolutions and matrix products for one picture.
+    """
+
+    parameters: int
+    macs: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +136,15 @@ def split_goals(report: SplitReport) -> list[Goal]:
     if report.sketches:
         goals += sketch_goals(report.sketches)
     return goals
+
+
+def read_cost(bundle: DeviceBundle) -> ModelCost | None:
+    """Return what a device bundle's manifest says of its network's cost; None where its export could not count it."""
+    found = bundle.manifest.properties
+    if "parameters" not in found or "macs" not in found:
+        _LOG.warning("the manifest of %s names no parameters and macs: goals of device are left out", bundle.folder)
+        return None
+    return ModelCost(parameters=int(found["parameters"]), macs=int(found["macs"]))
 
 
 def cost_goals(cost: ModelCost) -> list[Goal]:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from asymcir_benchmarks.device.onnx_cost import ModelCost
 from asymcir_benchmarks.emojicir.evaluate import CUTS, METHODS, Evaluation
-from asymcir_benchmarks.emojicir.goals import PICTURE_CUTS, Goal, cost_goals, split_goals
+from asymcir_benchmarks.emojicir.goals import PICTURE_CUTS, Goal, ModelCost, cost_goals, split_goals
 from asymcir_benchmarks.emojicir.protocol import PRECISION_CUTS, SplitReport
 from asymcir_benchmarks.retrieval.metrics import Estimate, bootstrap_interval, paired_difference
 from asymcir_benchmarks.retrieval.ranking import Rankings
@@ -54,7 +53,7 @@ def recall_figures(evaluation: Evaluation, prefix: str) -> dict[str, float]:
     return figures
 
 
-def emojicir_figures(reports: Mapping[str, SplitReport], cost: ModelCost) -> dict[str, float]:
+def emojicir_figures(reports: Mapping[str, SplitReport], cost: ModelCost | None) -> dict[str, float]:
     """Flatten a whole evaluation; the keys start with the split, or with "goals of SPLIT" or "goals of device".
 
     A figure without a value (a ratio over zero) is left out: JSON has no number for it.
@@ -86,9 +85,10 @@ def emojicir_figures(reports: Mapping[str, SplitReport], cost: ModelCost) -> dic
     return {key: round(value, 6) for key, value in figures.items() if math.isfinite(value)}
 
 
-def goals_by_scope(reports: Mapping[str, SplitReport], cost: ModelCost) -> dict[str, list[Goal]]:
+def goals_by_scope(reports: Mapping[str, SplitReport], cost: ModelCost | None) -> dict[str, list[Goal]]:
     """Return split, and "device" for the model itself -> its goals."""
-    return {**{split: split_goals(report) for split, report in reports.items()}, "device": cost_goals(cost)}
+    goals = {split: split_goals(report) for split, report in reports.items()}
+    return goals if cost is None else {**goals, "device": cost_goals(cost)}
 
 
 def target_values(report: SplitReport) -> dict[str, dict[str, NDArray[np.float64]]]:

@@ -5,6 +5,7 @@ Notation: L sentence tokens, D word-embedding width, S picture side.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from asymcir_common import Manifest, write_manifest
 from asymcir_common.manifest import DEVICE_BUNDLE
 from asymcir_training import LightEncoder
+from onnx import ModelProto
 
 from asymcir_export.bundles.golden import find_pictures, write_golden
 from asymcir_export.bundles.staging import Sources, staged, write_graph
@@ -19,6 +21,7 @@ from asymcir_export.bundles.variants import VARIANTS, Source, check_variants, de
 from asymcir_export.checks.parity import check_device_parity, encode_original, load_pictures
 from asymcir_export.checks.search_set import SearchSet
 from asymcir_export.errors import ExportError
+from asymcir_export.graphs.cost import measure_cost
 from asymcir_export.graphs.device_graph import build_network_graph, join_preprocessing
 from asymcir_export.graphs.weight_storage import WeightStorage
 
@@ -83,6 +86,7 @@ def export_device_bundle(
             "default_encoder": "fp32",
             "weight_storage": storage,
             "foundation": foundation,
+            **_describe_cost(network),
         }
         write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources)
         _LOG.info("comparing with the original on %d pictures", len(compared))
@@ -102,6 +106,15 @@ def export_device_bundle(
             write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources)
         properties["golden"] = write_golden(folder, encoder, find_pictures(pictures))
         return write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources, parity=parity)
+
+
+def _describe_cost(network: ModelProto) -> dict[str, int]:
+    """Return `parameters` and `macs` of the float32 network for the manifest; nothing where they cannot be counted."""
+    try:
+        return asdict(measure_cost(network))
+    except ExportError as exc:
+        _LOG.warning("the manifest does not say what the network costs: %s", exc)
+        return {}
 
 
 def _open_search_set(folder: Path, server: Path | None, word_space: str) -> SearchSet:

@@ -1,5 +1,6 @@
 """ONNX graphs: written from torch modules, joined with the picture preparation, stored with smaller weights, probed."""
 
+from asymcir_export.graphs.cost import ModelCost, count_macs, measure_cost
 from asymcir_export.graphs.device_graph import (
     build_device_graph,
     build_network_graph,
@@ -20,14 +21,17 @@ from asymcir_export.graphs.writer import (
 )
 
 __all__ = [
+    "ModelCost",
     "batch_axis",
     "build_device_graph",
     "build_network_graph",
     "build_preprocessing_graph",
+    "count_macs",
     "cut_preprocessing",
     "infer_shapes",
     "join_preprocessing",
     "length_axis",
+    "measure_cost",
     "probe_tensors",
     "quantize_rows",
     "save_onnx",

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from asymcir_export.graphs.probe import probe_tensors
+from asymcir_export.graphs.cost import count_macs
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ SENSITIVITY_PICTURES = 48
 _LEAST_COST = 0.002
 """Share of the arithmetic that freeing anything counts as: a conversion is not free."""
 
-_WEIGHTED = ("Conv", "MatMul", "Gemm")
 _FOLDED = ("Clip", "Relu")
 """Activation functions that the quantiser takes into the range of what follows them."""
 
@@ -86,7 +85,7 @@ def choose_float(
         return float(np.mean((_run(graph, input_name, samples) - expected) ** 2)) / max(spread, 1e-24)
 
     touching = _find_touching(model, quantised)
-    macs = _count_macs(model, input_name, samples[0])
+    macs = _macs_of_layers(model)
     current, before = quantised, error_of(quantised)
     gains = {name: before - error_of(free_tensor(model, quantised, name)) for name in touching}
     error = before
@@ -158,23 +157,15 @@ def _find_touching(model: ModelProto, quantised: ModelProto) -> dict[str, list[s
     return found
 
 
-def _count_macs(model: ModelProto, input_name: str, sample: NDArray[Any]) -> dict[str, int]:
-    """Count multiply-accumulates of the nodes with weights, by running the graph once: name -> MACs."""
-    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    nodes = [node for node in model.graph.node if node.op_type in _WEIGHTED and node.input[1] in shapes]
-    names = list(dict.fromkeys(node.output[0] for node in nodes))
-    sizes = {
-        name: value.size
-        for values in probe_tensors(model, input_name, [sample], names)
-        for name, value in values.items()
+def _macs_of_layers(model: ModelProto) -> dict[str, int]:
+    """Count multiply-accumulates of the nodes with weights: name -> MACs."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    macs = count_macs(model)
+    return {
+        node.name: macs[node.output[0]]
+        for node in model.graph.node
+        if node.output[0] in macs and node.input[1] in weights
     }
-    found = {}
-    for node in nodes:
-        weight = shapes[node.input[1]]
-        transposed = node.op_type == "Gemm" and any(item.name == "transB" and item.i for item in node.attribute)
-        summed = math.prod(weight[1:]) if node.op_type == "Conv" or transposed else weight[-2]
-        found[node.name] = sizes[node.output[0]] * summed
-    return found
 
 
 def _share(macs: Mapping[str, int], nodes: Collection[str]) -> float:

@@ -40,6 +40,7 @@ def models(tmp_path: Path) -> Path:
         write_model(tmp_path / "small" / name, ["height", "width", 3], TensorProto.UINT8, 3)
     facts = {
         "parameters": 2_500_000,
+        "macs": 8 * 8 * 3 * 4,
         "size": 8,
         "onnx": {"verified": True, "size_mb": 10.0},
         "int8": {"size_mb": 3.0},

@@ -35,6 +35,7 @@ def pictures() -> list[NDArray[np.uint8]]:
 def test_a_backbone_is_one_network_in_every_file(tmp_path: Path, pictures: list[NDArray[np.uint8]]) -> None:
     facts = write_backbone("mobilenetv4_conv_small_050", tmp_path, pictures, size=SIZE)
     assert facts["onnx"]["verified"] and facts["format"] == FORMAT
+    assert 0.001e9 < facts["macs"] < 0.1e9
     picture = preprocess(pictures[0], SPEC)
     normalised = (picture / 255 - np.asarray(SPEC.mean)) / np.asarray(SPEC.std)
     pixels = normalised.transpose(2, 0, 1)[None].astype(np.float32)

@@ -1,14 +1,26 @@
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from asymcir_benchmarks import Triplet
-from asymcir_benchmarks.device.onnx_cost import ModelCost
 from asymcir_benchmarks.emojicir.evaluate import Evaluation
-from asymcir_benchmarks.emojicir.goals import Bound, Goal, composed_goals, cost_goals, picture_goals, sketch_goals
+from asymcir_benchmarks.emojicir.goals import (
+    Bound,
+    Goal,
+    ModelCost,
+    composed_goals,
+    cost_goals,
+    picture_goals,
+    read_cost,
+    sketch_goals,
+)
 from asymcir_benchmarks.emojicir.protocol import SKETCH_METHODS
 from asymcir_benchmarks.retrieval.metrics import NOT_FOUND
 from asymcir_benchmarks.retrieval.ranking import Rankings
+from asymcir_edge import DeviceBundle
+from tiny_device_bundle import write_device_bundle
 
 
 def evaluate(families: dict[str, dict[str, list[int]]]) -> Evaluation:
@@ -89,3 +101,21 @@ def test_pictures_and_sketches_are_ratios() -> None:
 def test_the_device_model_is_held_to_its_cost() -> None:
     assert [goal.reached for goal in cost_goals(ModelCost(parameters=6_000_000, macs=500_000_000))] == [True, True]
     assert [goal.reached for goal in cost_goals(ModelCost(parameters=6_000_001, macs=500_000_001))] == [False, False]
+
+
+def test_the_cost_is_what_the_manifest_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    known = write_device_bundle(tmp_path / "known", parameters=4_500_000, macs=137_000_000)
+    assert read_cost(DeviceBundle.load(known)) == ModelCost(parameters=4_500_000, macs=137_000_000)
+    assert not caplog.records
+    assert read_cost(DeviceBundle.load(write_device_bundle(tmp_path / "unknown"))) is None
+    assert "names no parameters and macs" in caplog.text
+
+
+def test_the_committed_bundle_says_what_was_published() -> None:
+    root = Path(__file__).parents[3]
+    cost = read_cost(DeviceBundle.load(root / "demo" / "assets" / "device"))
+    figures = json.loads((root / "benchmarks" / "results" / "emojicir.json").read_text(encoding="utf-8"))["figures"]
+    assert cost is not None
+    assert {goal.key: round(goal.value, 6) for goal in cost_goals(cost)} == {
+        key: figures[f"goals of device, {key}"] for key in ("parameters, M", "compute, GMACs")
+    }

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asymcir_benchmarks import Triplet
-from asymcir_benchmarks.device.onnx_cost import ModelCost
 from asymcir_benchmarks.emojicir.evaluate import METHODS, Evaluation
+from asymcir_benchmarks.emojicir.goals import ModelCost
 from asymcir_benchmarks.emojicir.protocol import SKETCH_METHODS, TARGETS, SplitReport
 from asymcir_benchmarks.errors import BenchmarkError
 from asymcir_benchmarks.pages import fill as docs

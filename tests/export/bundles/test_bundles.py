@@ -56,10 +56,14 @@ def least_cosine(found: NDArray[np.float32], expected: NDArray[np.float32]) -> f
     return float(cosines.min())
 
 
-def test_the_device_bundle_describes_itself(device_bundle: Path) -> None:
+def test_the_device_bundle_describes_itself(device_bundle: Path, light_encoder: LightEncoder) -> None:
     manifest = read_manifest(device_bundle, format=DEVICE_BUNDLE)
     assert manifest.properties["sentence_length"] == 6
     assert manifest.properties["word_width"] == 48
+    used = [value for name, value in light_encoder.named_parameters() if "conv_head" not in name]  # of classifiers alone
+    weights = sum(value.numel() for value in used)
+    assert 0.95 * weights < manifest.properties["parameters"] < weights  # batch norms are folded
+    assert manifest.properties["macs"] > manifest.properties["parameters"]
     assert manifest.properties["encoders"] == {
         "fp32": "encoder.onnx",
         "fp16": "encoder.fp16.onnx",
