@@ -44,6 +44,7 @@ def _register_device(kinds: Any) -> None:
         metavar="FOLDER",
         help="queries and gallery to measure R@10 with; needs --server-bundle",
     )
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a variant fails its gate")
     parser.add_argument("--foundation", metavar="NAME", help="check that the checkpoint belongs to this foundation")
     parser.add_argument("--pretrained", metavar="TAG", help="its pretrained tag or checkpoint")
     parser.set_defaults(run=_run_device, log_level=logging.INFO)
@@ -106,7 +107,31 @@ def _parse_source(text: str) -> dict[str, str]:
     return dict(zip(("name", "licence", "url"), parts, strict=True))
 
 
+def _refuse_unfit(args: argparse.Namespace, bundle: Path | None, option: str) -> None:
+    """Refuse options that do not go together, before minutes are spent on the models.
+
+    Raises:
+        ExportError: an option that needs another one, or rules it out.
+    """
+    from asymcir_export.errors import ExportError
+
+    if (args.search_set is None) != (bundle is None):
+        given, missing = ("--search-set", option) if bundle is None else (option, "--search-set")
+        raise ExportError(f"{given} has no effect without {missing}: pass both, to measure R@10, or neither")
+    if args.pretrained and not args.foundation:
+        raise ExportError("--pretrained is of a foundation: pass its name with --foundation, or leave it out")
+    coreml = [name for name in getattr(args, "variants", None) or () if name.startswith("coreml-")]
+    if coreml and not args.coreml:
+        raise ExportError(f"--variants asks for {', '.join(coreml)} and --no-coreml forbids it: leave one out")
+    if getattr(args, "union_storage", None) and not args.union:
+        raise ExportError("--union-storage is of a UNION head: pass one with --union, or leave it out")
+    from asymcir_export.bundles.staging import refuse_existing  # imports torch, and the others need not wait for it
+
+    refuse_existing(args.out, force=args.force)
+
+
 def _run_device(args: argparse.Namespace) -> int:
+    _refuse_unfit(args, args.server, "--server-bundle")
     from asymcir_training import load_foundation, load_light_encoder
 
     from asymcir_export.bundles.device import export_device_bundle
@@ -147,11 +172,13 @@ def _run_device(args: argparse.Namespace) -> int:
         print(f"{name}: {record['status']}: {record['reason']}")
     dropped = [name for name, record in variants.items() if record["status"] == "dropped"]
     if dropped:
-        print(f"left out, their gates failed: {', '.join(dropped)}; see {args.out / 'report.html'}", file=sys.stderr)
-    return 1 if dropped else 0
+        report = args.out / "report.html"
+        print(f"warning: left out, their gates failed: {', '.join(dropped)}; see {report}", file=sys.stderr)
+    return 1 if dropped and args.strict else 0
 
 
 def _run_server(args: argparse.Namespace) -> int:
+    _refuse_unfit(args, args.device, "--device-bundle")
     from asymcir_training import load_foundation, load_union_head
 
     from asymcir_export.bundles.server import export_server_bundle

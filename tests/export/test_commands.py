@@ -125,6 +125,38 @@ def test_a_union_head_of_another_foundation_is_refused(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["device", "c", "--search-set", "s"], "--search-set has no effect without --server-bundle"),
+        (["device", "c", "--server", "s"], "--server-bundle has no effect without --search-set"),
+        (["device", "c", "--pretrained", "openai"], "pass its name with --foundation"),
+        (["device", "c", "--no-coreml", "--variants", "int8", "coreml-fp16"], "asks for coreml-fp16 and --no-coreml"),
+        (["server", "--foundation", "f", "--search-set", "s"], "--search-set has no effect without --device-bundle"),
+        (["server", "--foundation", "f", "--union-storage", "int4"], "pass one with --union"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_before_torch_is_imported(words: list[str], message: str) -> None:
+    code = (
+        "import sys\n"
+        "from asymcir_edge.cli import main\n"
+        "status = main(sys.argv[1:])\n"
+        "assert not {'torch', 'onnx'} & set(sys.modules)\n"
+        "sys.exit(status)\n"
+    )
+    command = [sys.executable, "-c", code, "export", *words, "--out", "o", "--pictures", "p"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and message in done.stderr, done.stderr
+
+
+def test_a_place_that_is_taken_is_refused_before_the_models_are_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["device", "absent"], ["server", "--foundation", "local-dir:absent"]):
+        assert main(["export", *words, "--out", str(tmp_path), "--pictures", "p"]) == 1
+        assert "exists: choose another --out" in capsys.readouterr().err
+
+
 def test_help_does_not_wait_for_torch() -> None:
     code = (
         "import sys\n"

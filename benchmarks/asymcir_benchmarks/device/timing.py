@@ -39,7 +39,6 @@ REASONS = "not verified"
 FACTS_FILE = "backbones.json"
 _WARM_UP = 5
 _TYPES: Mapping[str, type[np.generic]] = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
-_LOG = logging.getLogger(__name__)
 
 
 def build_parser() -> ArgumentParser:

@@ -16,7 +16,7 @@ from asymcir_training import LightEncoder
 from onnx import ModelProto
 
 from asymcir_export.bundles.golden import find_pictures, write_golden
-from asymcir_export.bundles.staging import Sources, staged, write_graph
+from asymcir_export.bundles.staging import Sources, refuse_existing, staged, write_graph
 from asymcir_export.bundles.variants import VARIANTS, Source, check_variants, describe_variants, split_pictures
 from asymcir_export.checks.parity import check_device_parity, encode_original, load_pictures
 from asymcir_export.checks.search_set import SearchSet
@@ -48,25 +48,35 @@ def export_device_bundle(
 ) -> Manifest:
     """Write a device bundle.
 
-    A variant that fails its gate is left out, and the manifest (`variants`) and `report.html` say why.
+    Its graphs take `pixels` uint8 [height, width, 3], RGB, of any size, and give `sentence_tokens` float32 [L, D].
+    All or nothing: the folder appears at `out` once everything in it was compared with the original. A variant that
+    fails its gate is left out, and the manifest (`variants`) and `report.html` say why.
 
     Args:
-        encoder: the trained light encoder.
+        encoder: the trained light encoder, normalised pixels [b, 3, S, S] -> sentence tokens [b, L, D]; put into eval
+            mode.
         out: the bundle; must not exist, unless `force`.
-        word_space: of the foundation that it was trained against.
+        word_space: of the foundation that it was trained against, `Foundation.word_space()`.
         foundation: that foundation's name, for people.
-        pictures: a folder of pictures to compare on; a few of them go into the bundle as golden ones.
-        storage: how `encoder.onnx` keeps its weights: "fp32", "fp16" or "int8".
-        variants: further precisions and formats, of VARIANTS; see variants.py.
+        pictures: a folder, searched recursively, of pictures to compare on, DEVICE_PICTURES at most and two at least;
+            a few of them go into the bundle as golden ones, so they must be fit to be passed on.
+        storage: how `encoder.onnx` keeps its weights: "fp32", "fp16" or "int8"; it computes in float32.
+        variants: further precisions and formats, of VARIANTS (see variants.py); none for `encoder.onnx` alone.
         server: a server bundle of the same foundation, to search with.
         search_set: queries and gallery to measure R@10 with (see checks/search_set.py); needs `server`.
         sources: where the weights came from; `name`, `licence` and `url` each.
         force: replace an existing bundle.
 
+    Returns:
+        The manifest as written: sizes of files in bytes; among the properties `parameters`, `macs` of one picture, and
+        by variant `size_mb`, `latency_ms_median` and `latency_ms_p95` on one thread of this machine; `parity`.
+
     Raises:
-        ExportError: the output exists, or a part cannot be exported.
+        ExportError: the output exists, there are too few pictures, or a part cannot be exported.
         ParityError: the exported encoder is not the one it was made from.
+        BundleError: the server bundle does not load.
     """
+    refuse_existing(out, force=force)
     if storage not in DEVICE_STORAGES:
         raise ExportError(f"expected the device encoder's storage as one of {list(DEVICE_STORAGES)}, got {storage!r}")
     check_variants(variants)

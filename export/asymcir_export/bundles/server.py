@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from asymcir_export.bundles.staging import Sources, staged, write_graph
+from asymcir_export.bundles.staging import Sources, refuse_existing, staged, write_graph
 from asymcir_export.bundles.tokenizer_json import check_tokenizer, tokenizer_to_json
 from asymcir_export.checks.parity import check_server_parity, load_pictures, worst_storage
 from asymcir_export.checks.server_answers import check_answers, open_device
@@ -68,10 +68,13 @@ def export_server_bundle(
 ) -> Manifest:
     """Write a server bundle.
 
+    Its graphs: text encoder, `word_embeddings` float32 [b, T, D] -> `text_features` [b, E]; visual encoder, `pixels`
+    uint8 [b, S, S, 3] -> `image_features` [b, E]; UNION head, both features [b, E] -> `target` [b, E] and `gate` [b].
     A tower of more than 2 GB has its weights in `FILE.onnx.data` beside its graph, which the manifest lists as well.
+    All or nothing: the folder appears at `out` once everything in it was compared with the originals.
 
     Args:
-        foundation: whose towers, words and tokenizer it takes.
+        foundation: whose towers, words [V, D] and tokenizer it takes; put into eval mode.
         union_head: trained on that foundation's features; without one (None) the bundle offers the target types
             "original" and "sum" only.
         out: the bundle; must not exist, unless `force`.
@@ -87,11 +90,16 @@ def export_server_bundle(
         sources: where the weights came from; `name`, `licence` and `url` each.
         force: replace an existing bundle.
 
+    Returns:
+        The manifest as written: sizes of files in bytes, `word_space`, `target_spaces`, and the `parity` of every part.
+
     Raises:
         ExportError: the output exists, a part cannot be exported, or the UNION head is of another width.
         TokenizerError: `tokenizer.json` would give other ids than open_clip's tokenizer.
         ParityError: an exported part is not the one it was made from, or R@10 fell by more than MAX_RECALL_LOSS.
+        BundleError: the device bundle does not load.
     """
+    refuse_existing(out, force=force)
     if union_head is None and union_storage is not None:
         raise ExportError("union_storage is of a UNION head, and there is none: pass one (--union), or leave it out")
     union_storage = union_storage or storage

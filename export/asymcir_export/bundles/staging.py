@@ -18,13 +18,22 @@ Sources = Sequence[Mapping[str, str]]
 _LOG = logging.getLogger(__name__)
 
 
-@contextmanager
-def staged(out: Path, *, force: bool) -> Iterator[Path]:
-    """Give a temporary folder beside `out` that takes its place when the block ends well, and vanishes otherwise."""
+def refuse_existing(out: Path, *, force: bool) -> None:
+    """Refuse a place that is taken.
+
+    Raises:
+        ExportError: something is there and is not to be replaced, or is no folder.
+    """
     if out.exists() and not force:
         raise ExportError(f"{out} exists: choose another --out, or pass --force to replace it")
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out} is a file: choose another --out")
+
+
+@contextmanager
+def staged(out: Path, *, force: bool) -> Iterator[Path]:
+    """Give a temporary folder beside `out` that takes its place when the block ends well, and vanishes otherwise."""
+    refuse_existing(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:

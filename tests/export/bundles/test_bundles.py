@@ -60,7 +60,7 @@ def test_the_device_bundle_describes_itself(device_bundle: Path, light_encoder: 
     manifest = read_manifest(device_bundle, format=DEVICE_BUNDLE)
     assert manifest.properties["sentence_length"] == 6
     assert manifest.properties["word_width"] == 48
-    used = [value for name, value in light_encoder.named_parameters() if "conv_head" not in name]  # of classifiers alone
+    used = [value for name, value in light_encoder.named_parameters() if "conv_head" not in name]  # a classifier's
     weights = sum(value.numel() for value in used)
     assert 0.95 * weights < manifest.properties["parameters"] < weights  # batch norms are folded
     assert manifest.properties["macs"] > manifest.properties["parameters"]
