@@ -1,7 +1,6 @@
 """Device and server bundles: every part written, compared with its original, described, and put in place."""
 
 from asymcir_export.bundles.device import export_device_bundle
-from asymcir_export.bundles.golden import find_pictures
 from asymcir_export.bundles.server import export_server_bundle
 from asymcir_export.bundles.tokenizer_json import check_tokenizer, tokenizer_to_json
 from asymcir_export.bundles.variants import Source, measure_onnx
@@ -11,7 +10,6 @@ __all__ = [
     "check_tokenizer",
     "export_device_bundle",
     "export_server_bundle",
-    "find_pictures",
     "measure_onnx",
     "tokenizer_to_json",
 ]

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from asymcir_common import ImageError, Preprocessing, decode_image, preprocess
-from asymcir_common.places import PICTURE_SUFFIXES
 from asymcir_edge import DeviceBundle, QueryEncoder
 from asymcir_edge.device.encoder import MAX_ASPECT_RATIO
 from asymcir_edge.device.golden import (
@@ -61,11 +60,6 @@ _ORIENTATION, _TURNED = 0x0112, 6  # the EXIF tag, and its value where the camer
 _PERSONAL = {"exif", "xmp", "XML:com.adobe.xmp", "comment", "photoshop"}
 
 _logger = logging.getLogger(__name__)
-
-
-def find_pictures(folder: Path) -> list[Path]:
-    """Return the picture files of a folder and the folders in it, by name."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
 
 
 def write_golden(folder: Path, encoder: LightEncoder, pictures: Sequence[Path]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from asymcir_common import ImageError, Preprocessing, preprocess, read_image
-from asymcir_common.places import PICTURE_SUFFIXES
 from asymcir_edge import DeviceBundle, QueryEncoder
 from asymcir_server.encode.bundle import ServerBundle
 from asymcir_server.encode.composition import Composer
@@ -69,6 +68,11 @@ def worst_storage(*storages: WeightStorage) -> WeightStorage:
     return max(storages, key=STORAGES.index)
 
 
+def find_pictures(folder: Path) -> list[Path]:
+    """Return the picture files of a folder and the folders in it, by name; none where there is no folder."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
 def load_pictures(folder: Path, *, limit: int = PARITY_PICTURES) -> list[NDArray[np.uint8]]:
     """Read pictures for the comparison, evenly spaced over a folder and the folders in it.
 
@@ -80,9 +84,7 @@ def load_pictures(folder: Path, *, limit: int = PARITY_PICTURES) -> list[NDArray
     Raises:
         ExportError: fewer than MIN_PICTURES.
     """
-    files = (
-        sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES) if folder.is_dir() else []
-    )
+    files = find_pictures(folder)
     chosen = [files[i * len(files) // limit] for i in range(limit)] if len(files) > limit else files
     pictures: list[NDArray[np.uint8]] = []
     for path in chosen:

@@ -15,8 +15,8 @@ from asymcir_edge import DeviceBundle, QueryEncoder
 from asymcir_edge.device.golden import compare_tokens, read_golden, token_cosines
 from asymcir_edge.device.selftest import run_selftest
 from asymcir_export import ExportError, ParityError, export_device_bundle
-from asymcir_export.bundles.golden import GOLDEN_SOURCES, MAX_SOURCE_BYTES, find_pictures, write_golden
-from asymcir_export.checks.parity import MIN_COSINE
+from asymcir_export.bundles.golden import GOLDEN_SOURCES, MAX_SOURCE_BYTES, write_golden
+from asymcir_export.checks.parity import MIN_COSINE, find_pictures
 from asymcir_training import LightEncoder, normalise_pixels
 from numpy.typing import NDArray
 from PIL import Image
