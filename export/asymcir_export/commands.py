@@ -131,7 +131,7 @@ def _refuse_unfit(args: argparse.Namespace, bundle: Path | None, option: str) ->
 
 
 def _run_device(args: argparse.Namespace) -> int:
-    _refuse_unfit(args, args.server, "--server-bundle")
+    _refuse_unfit(args, args.server_bundle, "--server-bundle")
     from asymcir_training import load_foundation, load_light_encoder
 
     from asymcir_export.bundles.device import export_device_bundle
@@ -178,7 +178,7 @@ def _run_device(args: argparse.Namespace) -> int:
 
 
 def _run_server(args: argparse.Namespace) -> int:
-    _refuse_unfit(args, args.device, "--device-bundle")
+    _refuse_unfit(args, args.device_bundle, "--device-bundle")
     from asymcir_training import load_foundation, load_union_head
 
     from asymcir_export.bundles.server import export_server_bundle

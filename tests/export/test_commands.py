@@ -129,7 +129,7 @@ def test_a_union_head_of_another_foundation_is_refused(
     ("words", "message"),
     [
         (["device", "c", "--search-set", "s"], "--search-set has no effect without --server-bundle"),
-        (["device", "c", "--server", "s"], "--server-bundle has no effect without --search-set"),
+        (["device", "c", "--server-bundle", "s"], "--server-bundle has no effect without --search-set"),
         (["device", "c", "--pretrained", "openai"], "pass its name with --foundation"),
         (["device", "c", "--no-coreml", "--variants", "int8", "coreml-fp16"], "asks for coreml-fp16 and --no-coreml"),
         (["server", "--foundation", "f", "--search-set", "s"], "--search-set has no effect without --device-bundle"),
