@@ -22,6 +22,9 @@ from asymcir_benchmarks.errors import BenchmarkError
 CPU = "cortex-a76"
 """Of phones from 2019 on, with the dot-product instructions that int8 kernels use, and of the Raspberry Pi 5."""
 
+EMULATOR = "qemu-aarch64"
+"""Of qemu-user."""
+
 FEW_QUERIES, MANY_QUERIES = 1, 3
 TIMEOUT_S = 1800.0
 _PYTHON = Path("usr/bin/python3.11")
@@ -34,11 +37,9 @@ class ArmMachine:
 
     Attributes:
         work: the folder that `assemble` filled: `root`, with the wheels in `root/site`, and `insn_count.so`.
-        emulator: qemu-user's program.
     """
 
     work: Path
-    emulator: str = "qemu-aarch64"
 
     def __post_init__(self) -> None:
         """Check that everything is there.
@@ -46,8 +47,8 @@ class ArmMachine:
         Raises:
             BenchmarkError: no emulator, or the folder is not an assembled machine.
         """
-        if shutil.which(self.emulator) is None:
-            raise BenchmarkError(f"{self.emulator} is missing: apt-get install qemu-user")
+        if shutil.which(EMULATOR) is None:
+            raise BenchmarkError(f"{EMULATOR} is missing: apt-get install qemu-user")
         for path in (self.work / "root" / _PYTHON, self.work / "root" / "site", self.work / "insn_count.so"):
             if not path.exists():
                 raise BenchmarkError(
@@ -65,7 +66,7 @@ class ArmMachine:
             BenchmarkError: it does not end within TIMEOUT_S.
         """
         root = self.work.resolve() / "root"
-        command = [self.emulator, "-cpu", CPU, "-L", str(root)]
+        command = [EMULATOR, "-cpu", CPU, "-L", str(root)]
         if count_to is not None:
             command += ["-plugin", f"{self.work.resolve() / 'insn_count.so'},out={count_to}"]
         packages = [root / "site", *(_parent_of(module) for module in (asymcir_common, asymcir_protos, asymcir_edge))]

@@ -192,7 +192,7 @@ def is_written(facts_file: Path, size: int) -> bool:
     return bool(facts.get("format") == FORMAT and facts["size"] == size)
 
 
-def build_encoder(name: str, *, size: int, width: int = TOKEN_LEARNER_WIDTH) -> LightEncoder:
+def build_encoder(name: str, *, size: int) -> LightEncoder:
     """Build a light encoder of random weights for pictures of this size, with ViT-L/14's words.
 
     Raises:
@@ -203,7 +203,7 @@ def build_encoder(name: str, *, size: int, width: int = TOKEN_LEARNER_WIDTH) -> 
         name,
         sentence_length=SENTENCE_LENGTH,
         word_width=WORD_WIDTH,
-        width=width,
+        width=TOKEN_LEARNER_WIDTH,
         preprocessing=imagenet_preprocessing(size),
     )
 

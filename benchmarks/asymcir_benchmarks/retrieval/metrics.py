@@ -15,6 +15,7 @@ NOT_FOUND = np.iinfo(np.int64).max
 """The rank of a query whose answer is not among the hits looked at."""
 
 DRAWS = 1000
+_SEED = 0
 """Resamples of the queries behind each interval."""
 
 
@@ -72,43 +73,41 @@ def average_precision(ranks: NDArray[np.int64]) -> float:
     return float((np.arange(1, len(found) + 1) / found).sum()) / len(ranks)
 
 
-def bootstrap_interval(values: NDArray[np.float64], *, seed: int = 0, draws: int = DRAWS) -> tuple[float, float]:
+def bootstrap_interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """95% percentile interval of the mean of values [q], by resampling queries."""
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
+    rng = np.random.default_rng(_SEED)
+    means = values[rng.integers(len(values), size=(DRAWS, len(values)))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 
-def paired_difference(ours: NDArray[np.float64], theirs: NDArray[np.float64], *, seed: int = 0) -> Estimate:
+def paired_difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Estimate:
     """mean(ours) - mean(theirs), both measured on the same queries, which are resampled together.
 
     Args:
         ours, theirs: [q].
-        seed: of the resampling.
 
     Raises:
         BenchmarkError: not of the same queries.
     """
     _check_paired(ours, theirs)
-    low, high = bootstrap_interval(ours - theirs, seed=seed)
+    low, high = bootstrap_interval(ours - theirs)
     return Estimate(value=float(ours.mean() - theirs.mean()), low=low, high=high)
 
 
-def paired_ratio(ours: NDArray[np.float64], theirs: NDArray[np.float64], *, seed: int = 0) -> Estimate:
+def paired_ratio(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Estimate:
     """mean(ours) / mean(theirs), both measured on the same queries, which are resampled together.
 
     Resamples in which the denominator is zero are left out of the interval.
 
     Args:
         ours, theirs: [q], not negative.
-        seed: of the resampling.
 
     Raises:
         BenchmarkError: not of the same queries.
     """
     _check_paired(ours, theirs)
-    picks = np.random.default_rng(seed).integers(len(ours), size=(DRAWS, len(ours)))
+    picks = np.random.default_rng(_SEED).integers(len(ours), size=(DRAWS, len(ours)))
     above, below = ours[picks].mean(axis=1), theirs[picks].mean(axis=1)
     usable = below > 0
     low = high = float("nan")

@@ -42,7 +42,7 @@ PREDICTOR_GROUP = "asymcir.predictors"
 Core ML is one of them: coremltools belongs to the export, and the device runtime does not import it.
 """
 
-DEFAULT_REPEATS, DEFAULT_WARMUP = 30, 5
+DEFAULT_REPEATS, WARMUP = 30, 5
 
 Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """[h, w, 3] uint8 -> sentence tokens [L, D]; of a Core ML package, [S, S, 3]."""
@@ -55,7 +55,6 @@ def run_selftest(
     precisions: Sequence[str] | None = None,
     threads: int = 1,
     repeats: int = DEFAULT_REPEATS,
-    warmup: int = DEFAULT_WARMUP,
     coreml: bool = True,
 ) -> SelfTestReport:
     """Run every encoder of a bundle on its golden pictures, and time it.
@@ -64,23 +63,22 @@ def run_selftest(
         bundle: verified.
         precisions: which of `bundle.encoders`; None for all.
         threads: that one picture is encoded with.
-        repeats: timed runs of the square golden picture.
-        warmup: runs before these.
+        repeats: timed runs of the square golden picture, after WARMUP others.
         coreml: run the Core ML package too, where Core ML runs.
 
     Raises:
         BundleError: no golden part, no encoder of a precision asked for.
-        EncoderError: threads or repeats below 1, warmup below 0.
+        EncoderError: threads or repeats below 1.
     """
-    if min(threads, repeats) < 1 or warmup < 0:
-        raise EncoderError(f"expected 1 or more threads and repeats, got {threads} and {repeats} (warm-up {warmup})")
+    if min(threads, repeats) < 1:
+        raise EncoderError(f"expected 1 or more threads and repeats, got {threads} and {repeats}")
     golden = read_golden(bundle)
     chosen = list(bundle.encoders) if precisions is None else list(dict.fromkeys(precisions))
     paths = {precision: bundle.encoder_path(precision) for precision in chosen}
     import onnxruntime  # before the loads that are timed
     import PIL
 
-    trial = _Trial(bundle=bundle, golden=golden, repeats=repeats, warmup=warmup)
+    trial = _Trial(bundle=bundle, golden=golden, repeats=repeats)
     reports: list[EncoderReport] = []
     for precision, path in paths.items():
         _logger.info("testing %s", path.name)
@@ -109,7 +107,6 @@ class _Trial:
     bundle: DeviceBundle
     golden: GoldenSet
     repeats: int
-    warmup: int
 
     def run(
         self,
@@ -194,7 +191,7 @@ class _Trial:
         picture = self.golden.pictures[self.golden.latency_picture]
         try:
             pixels = self._read(picture, square=square)
-            for _ in range(self.warmup):
+            for _ in range(WARMUP):
                 predict(pixels)
             times_ms: list[float] = []
             for _ in range(self.repeats):
@@ -208,7 +205,7 @@ class _Trial:
             median_ms=float(np.median(times_ms)),
             p95_ms=float(np.percentile(times_ms, 95)),
             repeats=self.repeats,
-            warmup=self.warmup,
+            warmup=WARMUP,
         )
 
 

@@ -63,19 +63,14 @@ def choose_float(
     quantised: ModelProto,
     input_name: str,
     samples: Sequence[NDArray[Any]],
-    *,
-    target: float = TARGET_ERROR,
-    max_macs: float = MAX_FLOAT_MACS,
 ) -> FloatChoice:
-    """Choose greedily which nodes of a quantised graph to leave float.
+    """Choose greedily which nodes of a quantised graph to leave float, up to TARGET_ERROR or MAX_FLOAT_MACS.
 
     Args:
         model: float32.
         quantised: made of it by `quantize_static_int8`.
         input_name: the one input of both.
         samples: real inputs, not those that the result is judged on; SENSITIVITY_PICTURES of them are taken.
-        target: error to spread at which to stop.
-        max_macs: most of the multiply-accumulates that may become float.
     """
     samples = [samples[i] for i in _spaced(len(samples), SENSITIVITY_PICTURES)]
     expected = _run(model, input_name, samples)
@@ -91,9 +86,9 @@ def choose_float(
     error = before
     tensors: list[str] = []
     nodes: dict[str, None] = {}
-    while math.sqrt(error) > target:
+    while math.sqrt(error) > TARGET_ERROR:
         costs = {name: _share(macs, {*nodes, *touching[name]}) for name, gain in gains.items() if gain > 0}
-        allowed = [name for name, share in costs.items() if share <= max_macs]
+        allowed = [name for name, share in costs.items() if share <= MAX_FLOAT_MACS]
         if not allowed:
             break
         spent = _share(macs, nodes)

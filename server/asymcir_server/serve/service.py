@@ -20,6 +20,7 @@ from asymcir_server.serve.admission import Admission
 from asymcir_server.serve.status import to_status
 
 DEFAULT_TOP_K = 10
+MAX_EXCLUDED_IDS = 1000
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """What a gRPC peer receives unless it was told otherwise; a larger answer would be lost at the client."""
 
@@ -33,20 +34,16 @@ class ServiceLimits:
 
     Attributes:
         max_top_k: hits per answer.
-        max_excluded_ids: per request.
-        max_modifier_bytes: UTF-8 bytes; at most what the composition takes.
         concurrency: requests computed at the same time.
         max_in_flight: requests computed or waiting; one more is turned away.
     """
 
     max_top_k: int = 1000
-    max_excluded_ids: int = 1000
-    max_modifier_bytes: int = MAX_MODIFIER_BYTES
     concurrency: int = 2
     max_in_flight: int = 64
 
     def __post_init__(self) -> None:
-        if min(self.max_top_k, self.max_modifier_bytes, self.concurrency) < 1 or self.max_excluded_ids < 0:
+        if min(self.max_top_k, self.concurrency) < 1:
             raise ListenError(f"expected limits above 0, got {self}")
         for name, most in (("concurrency", MAX_THREADS), ("max_in_flight", MAX_IN_FLIGHT), ("max_top_k", MAX_TOP_K)):
             if getattr(self, name) > most:
@@ -56,8 +53,6 @@ class ServiceLimits:
                 f"expected at least as many requests in flight as are computed at once ({self.concurrency}), "
                 f"got {self.max_in_flight}"
             )
-        if self.max_modifier_bytes > MAX_MODIFIER_BYTES:
-            raise ListenError(f"expected a modifier limit of at most {MAX_MODIFIER_BYTES} bytes")
 
 
 class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
@@ -111,9 +106,9 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             limits=retrieval_pb2.Limits(
                 max_top_k=self.limits.max_top_k,
                 max_sentence_length=self._text_encoder.composer.max_sentence_length,
-                max_modifier_bytes=self.limits.max_modifier_bytes,
+                max_modifier_bytes=MAX_MODIFIER_BYTES,
                 context_length=self._bundle.text.context_length,
-                max_excluded_ids=self.limits.max_excluded_ids,
+                max_excluded_ids=MAX_EXCLUDED_IDS,
             ),
             galleries=[
                 retrieval_pb2.Gallery(
@@ -207,14 +202,12 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             )
         if request.top_k > limits.max_top_k:
             raise RequestError(f"expected top_k of at most {limits.max_top_k}, got {request.top_k}")
-        if len(request.excluded_ids) > limits.max_excluded_ids:
-            raise RequestError(
-                f"expected at most {limits.max_excluded_ids} excluded ids, got {len(request.excluded_ids)}"
-            )
+        if len(request.excluded_ids) > MAX_EXCLUDED_IDS:
+            raise RequestError(f"expected at most {MAX_EXCLUDED_IDS} excluded ids, got {len(request.excluded_ids)}")
         size_bytes = len(request.modifier.encode("utf-8"))
-        if size_bytes > limits.max_modifier_bytes:
+        if size_bytes > MAX_MODIFIER_BYTES:
             raise ModifierError(
-                f"the modifier has {size_bytes} bytes, the limit is {limits.max_modifier_bytes}: shorten it to a phrase"
+                f"the modifier has {size_bytes} bytes, the limit is {MAX_MODIFIER_BYTES}: shorten it to a phrase"
             )
         width, longest = self._bundle.text.word_width, self._text_encoder.composer.max_sentence_length
         if request.tokens.width != width:

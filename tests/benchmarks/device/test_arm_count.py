@@ -57,8 +57,10 @@ echo $(({start} + queries * {query})) >"$out"
 
 
 @pytest.fixture
-def emulator(tmp_path: Path) -> Path:
-    path = tmp_path / "emulator"
+def emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "bin" / "qemu-aarch64"
+    path.parent.mkdir()
+    monkeypatch.setenv("PATH", str(path.parent), prepend=":")
     path.write_text(EMULATOR.format(python=sys.executable, start=START, query=QUERY), encoding="utf-8")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
@@ -187,10 +189,8 @@ def test_tokens_that_differ_on_arm_are_an_error() -> None:
 
 
 def test_the_command_counts_compares_and_writes(
-    tmp_path: Path, work: Path, pictures: Path, models: Path, emulator: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, work: Path, pictures: Path, models: Path, emulator: Path
 ) -> None:
-    emulator.rename(tmp_path / "qemu-aarch64")
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     bundle = write_device_bundle(tmp_path / "bundle")
     out = tmp_path / "arm.json"
     arguments = ["--root", str(work), "--device-bundle", str(bundle), "--name", "ours", "--pictures", str(pictures)]
@@ -208,7 +208,7 @@ def test_the_command_counts_compares_and_writes(
 
 
 def test_only_what_has_changed_is_counted_again(tmp_path: Path, work: Path, models: Path, emulator: Path) -> None:
-    machine = ArmMachine(work=work, emulator=str(emulator))
+    machine = ArmMachine(work=work)
     picture = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     out = tmp_path / "arm.json"
 
@@ -236,7 +236,7 @@ def test_only_what_has_changed_is_counted_again(tmp_path: Path, work: Path, mode
 
 
 def test_what_was_counted_before_a_failure_is_kept(tmp_path: Path, work: Path, models: Path, emulator: Path) -> None:
-    machine = ArmMachine(work=work, emulator=str(emulator))
+    machine = ArmMachine(work=work)
     picture = np.zeros((9, 12, 3), dtype=np.uint8)
     out = tmp_path / "arm.json"
     peer = open_model(PEER, "fp32", models / PEER_FILES["fp32"], [picture])
@@ -254,7 +254,7 @@ def test_the_files_are_those_that_the_writer_of_the_backbones_names() -> None:
 
 
 def test_a_run_that_fails_says_what_it_said(work: Path, emulator: Path, tmp_path: Path) -> None:
-    machine = ArmMachine(work=work, emulator=str(emulator))
+    machine = ArmMachine(work=work)
     assert machine.count(["-c", "print('{}')", "--queries", "2"]) == START + 2 * QUERY
     with pytest.raises(BenchmarkError, match="exit code 1: ValueError: no kernel"):
         machine.count(["-c", "raise ValueError('no kernel')"])
@@ -268,7 +268,7 @@ def test_a_run_that_fails_says_what_it_said(work: Path, emulator: Path, tmp_path
 
 
 def test_the_machine_sees_its_own_wheels_before_anything_of_this_one(work: Path, emulator: Path) -> None:
-    machine = ArmMachine(work=work, emulator=str(emulator))
+    machine = ArmMachine(work=work)
     script = "import json, os; print(json.dumps(dict(os.environ)))"
     found = machine.run_json(["-c", script])
     first, *others = found["PYTHONPATH"].split(":")
@@ -278,12 +278,13 @@ def test_the_machine_sees_its_own_wheels_before_anything_of_this_one(work: Path,
     assert "HOME" not in found
 
 
-def test_what_is_missing_is_named(work: Path, emulator: Path, tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match="apt-get install qemu-user"):
-        ArmMachine(work=work, emulator="no-such-emulator")
+def test_what_is_missing_is_named(work: Path, emulator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (work / "insn_count.so").unlink()
     with pytest.raises(BenchmarkError, match=r"insn_count\.so is missing: run benchmarks/arm/assemble"):
-        ArmMachine(work=work, emulator=str(emulator))
+        ArmMachine(work=work)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BenchmarkError, match="apt-get install qemu-user"):
+        ArmMachine(work=work)
 
 
 def test_models_that_cannot_be_run_are_refused(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def sign(folder: Path, *, drop: str = "", **properties: Any) -> Path:
 
 
 def check(folder: Path, **options: Any) -> SelfTestReport:
-    return run_selftest(DeviceBundle.load(folder), **{"repeats": 3, "warmup": 1, **options})
+    return run_selftest(DeviceBundle.load(folder), **{"repeats": 3, **options})
 
 
 def change_tokens(folder: Path, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:

@@ -55,7 +55,7 @@ def encode_in_torch(encoder: LightEncoder, pixels: NDArray[np.uint8]) -> NDArray
 
 
 def test_a_new_bundle_passes_its_own_test(bundle: Path) -> None:
-    report = run_selftest(DeviceBundle.load(bundle), repeats=2, warmup=1)
+    report = run_selftest(DeviceBundle.load(bundle), repeats=2)
     assert report.passed
     (encoder,) = report.encoders
     names = {verdict.picture for verdict in encoder.pictures}

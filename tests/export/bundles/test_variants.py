@@ -1,4 +1,3 @@
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from asymcir_export.checks.agreement import Thresholds
 from asymcir_export.checks.search_set import MAX_RECALL_LOSS
 from asymcir_export.graphs.device_graph import build_network_graph, join_preprocessing
 from asymcir_export.graphs.writer import write_onnx
-from asymcir_export.int8.sensitivity import choose_float
+from asymcir_export.int8 import sensitivity
 from asymcir_training import LightEncoder, save_light_encoder
 from onnx import ModelProto, numpy_helper
 from torch import nn
@@ -120,7 +119,8 @@ def test_int8_that_fails_is_tried_with_sensitive_layers_float(tmp_path: Path, mo
         return compare(*given) | {"times_faster_than_fp32": 2.0}
 
     monkeypatch.setattr(variants, "_compare_cost", compare_on_a_quiet_machine)
-    monkeypatch.setattr(variants, "choose_float", functools.partial(choose_float, max_macs=0.95, target=0.0))
+    monkeypatch.setattr(sensitivity, "MAX_FLOAT_MACS", 0.95)
+    monkeypatch.setattr(sensitivity, "TARGET_ERROR", 0.0)
 
     def write(error_to_spread: float) -> dict[str, Any]:
         limits = Thresholds(cosine_min=0.9, cosine_mean=0.9, error_to_spread=error_to_spread)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import onnxruntime as ort
 import pytest
+from asymcir_export.int8 import sensitivity
 from asymcir_export.int8.equalize import equalize_channels
 from asymcir_export.int8.quantize import quantize_static_int8
 from asymcir_export.int8.sensitivity import choose_float, free_tensor
@@ -71,11 +72,14 @@ def error_to_spread(model: ModelProto, other: ModelProto, samples: list[NDArray[
     return math.sqrt(float(np.mean((run(other, samples) - expected) ** 2)) / spread)
 
 
-def test_the_planted_layer_stays_float_and_the_error_falls(samples: list[NDArray[np.float32]]) -> None:
+def test_the_planted_layer_stays_float_and_the_error_falls(
+    samples: list[NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = build_graph(outlier=True)
     quantised = quantize_static_int8(model, "x", samples)
     before = error_to_spread(model, quantised, samples)
-    choice = choose_float(model, quantised, "x", samples, max_macs=0.34)  # two of six convolutions
+    monkeypatch.setattr(sensitivity, "MAX_FLOAT_MACS", 0.34)  # two of six convolutions
+    choice = choose_float(model, quantised, "x", samples)
     assert choice.tensors == ("clipped_3",)
     assert set(choice.nodes) == {PLANTED, "clip_3", "conv_4"}
     assert choice.macs_share == pytest.approx(2 / 6)
@@ -88,11 +92,14 @@ def test_the_planted_layer_stays_float_and_the_error_falls(samples: list[NDArray
     assert "weight_2" not in weights and "weight_5" not in weights
 
 
-def test_the_cap_and_the_target_stop_the_search(samples: list[NDArray[np.float32]]) -> None:
+@pytest.mark.parametrize(("limit", "value"), [("MAX_FLOAT_MACS", 0.1), ("TARGET_ERROR", 1e9)])
+def test_the_cap_and_the_target_stop_the_search(
+    samples: list[NDArray[np.float32]], limit: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = build_graph(outlier=True)
     quantised = quantize_static_int8(model, "x", samples)
-    assert choose_float(model, quantised, "x", samples, max_macs=0.1).nodes == ()
-    assert choose_float(model, quantised, "x", samples, target=1e9).nodes == ()
+    monkeypatch.setattr(sensitivity, limit, value)
+    assert choose_float(model, quantised, "x", samples).nodes == ()
 
 
 def test_a_freed_tensor_gets_its_clip_back(samples: list[NDArray[np.float32]]) -> None:

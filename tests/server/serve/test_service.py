@@ -275,7 +275,6 @@ def test_overload_is_refused_with_a_hint(
         {"concurrency": 8, "max_in_flight": 4},
         {"concurrency": 1000, "max_in_flight": 1000},
         {"max_in_flight": 10**5},
-        {"max_modifier_bytes": 10**6},
     ],
 )
 def test_limits_that_make_no_sense(limits: dict[str, int]) -> None:
