@@ -177,7 +177,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     _write_rows(folder / "sketches.jsonl", slugs)
     model = TinyModel(word_width=8)
     write_tiny_bundle(folder / "server", model)
-    write_device_bundle(folder / "device", word_space=model.word_space)
+    write_device_bundle(folder / "device", word_space=model.word_space, parameters=48 * 32, macs=48 * 32)
     return Tiny(folder=folder, model=model, rows=rows)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from asymcir_common import ImageError, Preprocessing, preprocess, read_image
+from asymcir_common.places import PICTURE_SUFFIXES
 from asymcir_edge import DeviceBundle, QueryEncoder
 from asymcir_server.encode.bundle import ServerBundle
 from asymcir_server.encode.composition import Composer
@@ -70,7 +71,7 @@ def worst_storage(*storages: WeightStorage) -> WeightStorage:
 
 def find_pictures(folder: Path) -> list[Path]:
     """Return the picture files of a folder and the folders in it, by name; none where there is no folder."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
 
 
 def load_pictures(folder: Path, *, limit: int = PARITY_PICTURES) -> list[NDArray[np.uint8]]:
