@@ -15,7 +15,7 @@ from asymcir_training.engine.execution import Execution
 from asymcir_training.engine.precision import Precision
 from asymcir_training.engine.processes import Processes
 from asymcir_training.errors import DataError
-from asymcir_training.pictures.sets import ArrayPictures, open_pictures
+from asymcir_training.pictures.sets import open_pictures
 
 SPEC = Preprocessing(size=24, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 LIVELY = Augmentation(contrast=0.3, saturation=0.3, hue_degrees=20.0, blur=0.5, noise=0.1, grey=0.2)
@@ -121,14 +121,6 @@ def test_a_picture_that_broke_after_the_scan_is_named(workers: int, write, pictu
     with pytest.raises(DataError, match=r"2\.png could be decoded before") as caught:
         _take(pictures, batch=4, steps=1, kept=np.arange(4), workers=workers)
     assert "Traceback" not in str(caught.value)
-
-
-def test_arrays_are_loaded_the_same(pictures) -> None:
-    array = np.stack([pictures.decode(int(number), SPEC) for number in KEPT])
-    batches = _take(ArrayPictures([array[:7], array[7:]]), kept=np.arange(20))
-    clean = _take(ArrayPictures([array]), kept=np.arange(20), augmentation=None)
-    assert (_pixels(clean) == _pixels(_take(pictures, augmentation=None))).all()
-    assert (_pixels(batches) != _pixels(clean)).any()
 
 
 def test_jobs_come_in_order_and_their_errors_as_they_are() -> None:

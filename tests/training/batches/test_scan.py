@@ -3,12 +3,11 @@ import logging
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 from asymcir_training.batches import scan as scan_module
 from asymcir_training.batches.scan import PassProgress, Quarantine, only_one_process, scan_pictures
 from asymcir_training.errors import DataError
-from asymcir_training.pictures.sets import ArrayPictures, open_pictures
+from asymcir_training.pictures.sets import open_pictures
 
 
 @pytest.fixture
@@ -89,10 +88,6 @@ def test_a_damaged_scan_says_what_to_remove(pictures, tmp_path: Path) -> None:
     state.write_text("{")
     with pytest.raises(DataError, match="remove"):
         scan_pictures(pictures, folder=tmp_path)
-
-
-def test_arrays_can_be_scanned(tmp_path: Path) -> None:
-    assert scan_pictures(ArrayPictures([np.zeros((3, 8, 8, 3), np.uint8)]), folder=tmp_path).kept.tolist() == [0, 1, 2]
 
 
 def test_a_quarantine_carries_any_name(tmp_path: Path) -> None:

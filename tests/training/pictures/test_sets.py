@@ -4,11 +4,10 @@ import os
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from asymcir_common import ImageError, Preprocessing, decode_image, preprocess
 from asymcir_training.errors import DataError
-from asymcir_training.pictures.sets import ArrayPictures, PictureSet, open_pictures
+from asymcir_training.pictures.sets import open_pictures
 
 SPEC = Preprocessing(size=24, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 KINDS = ["folder", "zip", "tar"]
@@ -178,20 +177,3 @@ def test_what_is_no_place_for_pictures_is_refused(write, picture, tmp_path: Path
         assert name in str(caught.value)
     with pytest.raises(DataError, match="no pictures were named"):
         open_pictures([])
-
-
-def test_arrays_are_pictures_too() -> None:
-    rng = np.random.default_rng(0)
-    arrays = [rng.integers(0, 256, (count, 24, 24, 3), dtype=np.uint8) for count in (3, 2)]
-    pictures = ArrayPictures(arrays)
-    assert isinstance(pictures, PictureSet) and not isinstance(arrays, PictureSet)
-    assert list(pictures.keys) == ["0:0", "0:1", "0:2", "1:0", "1:1"] and pictures.keys[-2:] == ["1:0", "1:1"]
-    assert (pictures.decode(4, SPEC) == arrays[1][1]).all() and pictures.captions(0) == () and pictures.record(0) == {}
-    assert pictures.concept(0) is None
-    assert (decode_image(pictures.read(3)) == arrays[1][0]).all()
-    assert pictures.digest != ArrayPictures(arrays[:1]).digest
-    with pytest.raises(DataError, match="side 24"):
-        ArrayPictures([np.zeros((1, 8, 8, 3), np.uint8)]).decode(0, SPEC)
-    for wrong in ([], [np.zeros((1, 8, 8), np.uint8)], [np.zeros((1, 8, 8, 3), np.float32)]):
-        with pytest.raises(DataError, match="expected"):
-            ArrayPictures(wrong)

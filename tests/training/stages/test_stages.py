@@ -20,11 +20,14 @@ from asymcir_training import (
 from asymcir_training.engine.processes import Processes
 from asymcir_training.errors import ConfigError
 from asymcir_training.models.checkpoints import load_symmetric_encoder, load_transagg
+from asymcir_training.pictures.sets import open_pictures
 from asymcir_training.runs.log import read_log
 from asymcir_training.stages import train_distil
 from asymcir_training.stages import union as union_stage
 from asymcir_training.stages.config_files import load_config
+from asymcir_training.stages.foundation import embed_captions
 from asymcir_training.stages.sections import DistilRun
+from asymcir_training.teacher.in_memory import embed_texts
 from PIL import Image
 from tiny_blip import write_blip
 from tiny_foundations import EMBEDDING_WIDTH, WORD_WIDTH, write_clip
@@ -120,6 +123,27 @@ def test_a_foundation_is_aligned_from_a_sentence_encoder_and_can_be_moved(
 
     table = BertModel.from_pretrained(text).get_input_embeddings().weight
     torch.testing.assert_close(foundation.word_embedding_table(), table)
+
+
+def test_pictures_of_one_concept_are_one_class(data: Path, bert_folder: Path, tmp_path: Path) -> None:
+    foundation = load_foundation(f"local-dir:{bert_folder}")
+    records: list[dict[str, Any]] = [
+        {"captions": ["cat", "red cat"]},
+        {"captions": ["cat", "red cat"], "concept": "a"},
+        {"captions": ["dog"]},
+        {"captions": ["cat"], "concept": "b"},
+        {"captions": ["cat", "dog"], "concept": "a"},
+        {"captions": ["cat", "red cat"]},
+    ]
+    names = ("red0", "red1", "red2", "red3", "blue0", "blue1")
+    lines = [json.dumps({"image": str(data / f"{name}.png"), **row}) for name, row in zip(names, records, strict=True)]
+    _write_lines(tmp_path / "list.jsonl", lines)
+    pictures = open_pictures([tmp_path / "list.jsonl"])
+    labels, wordings = embed_captions(foundation, pictures, np.arange(6))
+    assert labels.tolist() == [0, 1, 2, 3, 1, 0]
+    assert np.diff(wordings.starts).tolist() == [2, 3, 1, 1]  # "a" is called what any of its pictures is
+    expected = embed_texts(foundation, ["cat", "red cat", "cat", "red cat", "dog", "dog", "cat"])
+    torch.testing.assert_close(torch.as_tensor(wordings.embeddings), expected)
 
 
 def test_distillation_validates_averages_and_saves_what_it_validated(

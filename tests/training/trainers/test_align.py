@@ -9,6 +9,7 @@ from asymcir_training import DataError, load_foundation
 from asymcir_training.batches.views import Augmentation
 from asymcir_training.runs.settings import LoopConfig
 from asymcir_training.trainers.align import AlignConfig, Wordings, align_visual_tower
+from tiny_pictures import write_pictures
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -37,7 +38,8 @@ def _align(folder: Path, config: AlignConfig, steps: int) -> tuple[nn.Module, di
         head,
         encode=encode,
         preprocessing=SPEC,
-        pictures=[pictures[:6], pictures[6:]],
+        pictures=write_pictures(folder.parent / "pictures", pictures),
+        kept=np.arange(16),
         labels=np.arange(16) % CLASSES,
         wordings=Wordings(functional.normalize(torch.randn(CLASSES * 2, 8), dim=-1), [2] * CLASSES),
         config=config,

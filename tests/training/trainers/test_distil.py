@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from asymcir_common import Preprocessing
 from asymcir_training import CheckpointError, DataError, Foundation, LightEncoder, load_foundation
 from asymcir_training.batches.views import Augmentation
-from asymcir_training.runs.settings import LoopConfig
-from asymcir_training.teacher.in_memory import embed_patches, embed_pictures
+from asymcir_training.pictures.sets import PictureSet
+from asymcir_training.runs.settings import LoopConfig, RunSummary
+from asymcir_training.teacher.cache import TeacherCache, build_teacher_cache
 from asymcir_training.trainers.distil import DistilConfig, distil, nearest_phrases
 from tiny_foundations import WORD_WIDTH
+from tiny_pictures import write_pictures
 from torch import Tensor
 from torch.nn import functional
 
@@ -49,8 +52,15 @@ def clip(clip_folder: Path) -> Foundation:
     return load_foundation(f"local-dir:{clip_folder}")
 
 
-def _pictures() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> PictureSet:
+    coarse = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
+    return write_pictures(tmp_path_factory.mktemp("pictures"), coarse.repeat(8, axis=1).repeat(8, axis=2))
+
+
+@pytest.fixture(scope="module")
+def teacher(clip: Foundation, pictures: PictureSet, tmp_path_factory: pytest.TempPathFactory) -> TeacherCache:
+    return build_teacher_cache(tmp_path_factory.mktemp("teacher"), clip, pictures, patches=True)
 
 
 def _student() -> LightEncoder:
@@ -58,42 +68,40 @@ def _student() -> LightEncoder:
     return LightEncoder("test_efficientnet", sentence_length=3, word_width=WORD_WIDTH, width=32, preprocessing=SPEC)
 
 
-def _distil(student: LightEncoder, clip: Foundation, config: DistilConfig, loop: LoopConfig, **changes: Any) -> None:
+@pytest.fixture(scope="module")
+def run(clip: Foundation, pictures: PictureSet, teacher: TeacherCache) -> Callable[..., RunSummary]:
+    """Distils a student from the pictures with everything that any loss needs."""
     inputs: dict[str, Any] = {
-        "pictures": [_pictures()],
-        "teacher": embed_pictures(clip, [_pictures()]),
-        "patches": embed_patches(clip, [_pictures()]),
+        "pictures": pictures,
+        "kept": teacher.kept,
+        "teacher": teacher.embedding,
+        "patches": teacher.patches,
         "phrases": ["cat", "dog", "red cat", "blue dog"],
         "modifiers": ["is blue", "is red"],
     }
-    distil(student, clip, **(inputs | changes), config=config, loop=loop)
+
+    def distil_with(student: LightEncoder, config: DistilConfig, loop: LoopConfig, **changes: Any) -> RunSummary:
+        return distil(student, clip, **(inputs | changes), config=config, loop=loop)
+
+    return distil_with
 
 
 def _log(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_patches_of_many_pictures_are_those_of_each_normalised(clip: Foundation) -> None:
-    pictures = _pictures()[:5]
-    together = embed_patches(clip, [pictures[:2], pictures[2:]], batch=3)
-    with torch.no_grad():
-        alone = clip.encode_patches(clip.normalise_pixels(torch.from_numpy(pictures[3:4])))
-    assert together.dtype == torch.float16 and together.shape == (5, *alone.shape[1:])
-    torch.testing.assert_close(together[3:4].float(), functional.normalize(alone, dim=-1), rtol=1e-2, atol=1e-3)
-
-
-def test_local_alignment_alone_is_learnt_and_logged(clip: Foundation, tmp_path: Path) -> None:
-    _distil(_student(), clip, LOCAL, LoopConfig(folder=tmp_path, steps=40, log_every=1))
+def test_local_alignment_alone_is_learnt_and_logged(run: Callable[..., RunSummary], tmp_path: Path) -> None:
+    run(_student(), LOCAL, LoopConfig(folder=tmp_path, steps=40, log_every=1))
     lines = _log(tmp_path)
     assert all("lar" in line and not {"gcd", "identity", "consistency"} & line.keys() for line in lines)
     first, last = (np.mean([line["lar"] for line in part]) for part in (lines[:5], lines[-5:]))
     assert last < first - 0.1
 
 
-def test_every_loss_that_is_on_is_logged_and_frozen_stages_stay(clip: Foundation, tmp_path: Path) -> None:
+def test_every_loss_that_is_on_is_logged_and_frozen_stages_stay(run: Callable[..., RunSummary], tmp_path: Path) -> None:
     student = _student()
     before = {name: value.clone() for name, value in student.backbone.state_dict().items()}
-    _distil(student, clip, EVERYTHING, LoopConfig(folder=tmp_path, steps=2, log_every=1))
+    run(student, EVERYTHING, LoopConfig(folder=tmp_path, steps=2, log_every=1))
     assert all({"gcd", "lar", "identity", "consistency", "norm"} <= line.keys() for line in _log(tmp_path))
     after = student.backbone.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in after if name.startswith(("conv_stem.", "bn1.")))
@@ -101,9 +109,11 @@ def test_every_loss_that_is_on_is_logged_and_frozen_stages_stay(clip: Foundation
         assert not torch.equal(after[name], before[name]), name
 
 
-def test_an_interrupted_distillation_with_everything_on_goes_on_exactly(clip: Foundation, tmp_path: Path) -> None:
+def test_an_interrupted_distillation_with_everything_on_goes_on_exactly(
+    run: Callable[..., RunSummary], tmp_path: Path
+) -> None:
     whole, cut, again = _student(), _student(), _student()
-    _distil(whole, clip, EVERYTHING, LoopConfig(folder=tmp_path / "whole", steps=4, save_every=2))
+    run(whole, EVERYTHING, LoopConfig(folder=tmp_path / "whole", steps=4, save_every=2))
     loop = LoopConfig(folder=tmp_path / "cut", steps=4, save_every=2)
     calls: list[int] = []
 
@@ -114,19 +124,19 @@ def test_an_interrupted_distillation_with_everything_on_goes_on_exactly(clip: Fo
 
     cut.register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        _distil(cut, clip, EVERYTHING, loop)
+        run(cut, EVERYTHING, loop)
     again.register_forward_pre_hook(interrupt)
-    _distil(again, clip, EVERYTHING, loop)
+    run(again, EVERYTHING, loop)
     assert len(calls) == 4 + 2  # from the state after two steps
     expected = whole.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
 
 
-def test_other_patches_make_another_run(clip: Foundation, tmp_path: Path) -> None:
+def test_other_patches_make_another_run(run: Callable[..., RunSummary], teacher: TeacherCache, tmp_path: Path) -> None:
     loop = LoopConfig(folder=tmp_path, steps=1)
-    _distil(_student(), clip, LOCAL, loop)
+    run(_student(), LOCAL, loop)
     with pytest.raises(CheckpointError, match="differs in teacher"):
-        _distil(_student(), clip, LOCAL, loop, patches=embed_patches(clip, [_pictures()]).flip(0))
+        run(_student(), LOCAL, loop, patches=np.flip(teacher.patches, 0).copy())
 
 
 @pytest.mark.parametrize(
@@ -138,10 +148,10 @@ def test_other_patches_make_another_run(clip: Foundation, tmp_path: Path) -> Non
     ],
 )
 def test_a_loss_without_what_it_needs_is_refused(
-    clip: Foundation, tmp_path: Path, changes: dict[str, Any], words: str
+    run: Callable[..., RunSummary], tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(DataError, match=words):
-        _distil(_student(), clip, EVERYTHING, LoopConfig(folder=tmp_path, steps=1), **changes)
+        run(_student(), EVERYTHING, LoopConfig(folder=tmp_path, steps=1), **changes)
 
 
 def test_nearest_phrases_come_nearest_first_with_shares_by_their_cosines() -> None:

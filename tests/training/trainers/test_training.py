@@ -20,10 +20,10 @@ from asymcir_training import (
 )
 from asymcir_training.batches.views import Augmentation, augment, batch_at
 from asymcir_training.runs.settings import LoopConfig
-from asymcir_training.teacher.in_memory import embed_pictures
 from asymcir_training.trainers.distil import DistilConfig, distil
 from asymcir_training.trainers.union import UnionConfig, train_union_head
 from tiny_foundations import EMBEDDING_WIDTH, WORD_WIDTH
+from tiny_pictures import write_pictures
 from torch.nn import functional
 
 SPEC = Preprocessing(size=32, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -37,7 +37,7 @@ def _pictures(count: int) -> np.ndarray:
 
 def test_distillation_brings_the_tokens_sentence_to_its_image(bert_folder: Path, tmp_path: Path) -> None:
     foundation = load_foundation(f"local-dir:{bert_folder}")
-    pictures = _pictures(32)
+    pictures = write_pictures(tmp_path / "pictures", _pictures(32))
     teacher = torch.from_numpy(np.random.default_rng(1).normal(size=(32, EMBEDDING_WIDTH))).float()
     torch.manual_seed(0)
     student = LightEncoder(
@@ -49,7 +49,8 @@ def test_distillation_brings_the_tokens_sentence_to_its_image(bert_folder: Path,
     distil(
         student,
         foundation,
-        pictures=[pictures],
+        pictures=pictures,
+        kept=np.arange(32),
         teacher=teacher,
         phrases=["cat", "dog", "red cat"],
         modifiers=["is blue", "is red"],
@@ -136,15 +137,6 @@ def test_augmentation_without_freedom_changes_nothing() -> None:
     pixels = torch.rand(2, 3, 16, 16) * 255
     torch.testing.assert_close(augment(pixels, STILL), pixels, rtol=1e-4, atol=1e-2)
     assert (augment(pixels, Augmentation()) - pixels).abs().max() > 1.0
-
-
-def test_embedding_pictures_equals_one_by_one(bert_folder: Path) -> None:
-    foundation = load_foundation(f"local-dir:{bert_folder}")
-    pictures = _pictures(5)
-    together = embed_pictures(foundation, [pictures[:2], pictures[2:]], batch=3)
-    with torch.no_grad():
-        alone = foundation.encode_pixels(foundation.normalise_pixels(torch.from_numpy(pictures[3:4])))
-    torch.testing.assert_close(together[3:4], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_with_other_inputs_does_not_take_the_finished_one_for_its_own(tmp_path: Path) -> None:

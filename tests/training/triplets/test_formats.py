@@ -123,10 +123,12 @@ def test_training_sketchy_asks_with_null_text(tmp_path: Path) -> None:
 
 def test_json_lines_with_several_answers(tmp_path: Path) -> None:
     record = {"reference": "a.png", "modifier": "is red", "target": "b.png", "targets": ["c.png", "b.png"], "id": 5}
+    record |= {"concept": "cat"}
     path = _write(tmp_path / "list.jsonl", json.dumps(record) + "\n\n" + '{"reference": "b.png", "target": "a.png"}\n')
     _touch(tmp_path, "a.png", "b.png", "c.png")
     first, second = read_triplets(path, format="jsonl")
     assert first.answers == (tmp_path / "b.png", tmp_path / "c.png") and first.identity == "5"
+    assert (first.concept, second.concept) == ("cat", "")
     assert (second.modifier, second.identity, second.answers) == ("", "", (tmp_path / "a.png",))
     assert read_triplets(path) == [first, second]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from asymcir_training import DataError
-from asymcir_training.triplets.pictures import gather_gallery, number_pictures
+from asymcir_training.triplets.pictures import gather_gallery, number_concepts, number_pictures
 from asymcir_training.triplets.triplet import PictureTriplet
 
 
@@ -26,6 +26,17 @@ def test_pictures_are_numbered_once_those_that_ask_first(tmp_path: Path) -> None
     found = number_pictures(triplets)
     assert (found.paths, found.asking) == ([a, b, c], 2)
     assert found.references.tolist() == [0, 1, 0] and found.targets.tolist() == [2, 0, 1]
+
+
+def test_targets_of_one_concept_are_numbered_alike(tmp_path: Path) -> None:
+    concepts = {"a": "cat", "b": "", "c": "cat", "d": "dog"}
+    triplets = [
+        PictureTriplet(reference=tmp_path / "r", modifier="", target=tmp_path / name, concept=concept)
+        for name, concept in concepts.items()
+    ]
+    found = number_pictures(triplets)
+    answers = number_concepts(triplets, found.targets, pictures=len(found.paths))
+    assert answers.tolist() == [0, 1, 2, 1, 4]  # the reference, then a to d
 
 
 def test_the_gallery_holds_each_picture_once(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ Feeds are deterministic: a run that resumes at step k sees the batches that it w
 from asymcir_training.batches.feeds import Feed, RowFeed
 from asymcir_training.batches.loader import Batch, iterate_batches
 from asymcir_training.batches.scan import PassProgress, Quarantine, Scan, only_one_process, scan_pictures
-from asymcir_training.batches.views import Augmentation, batch_at, gather
+from asymcir_training.batches.views import Augmentation, batch_at
 from asymcir_training.batches.workers import run_jobs
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "RowFeed",
     "Scan",
     "batch_at",
-    "gather",
     "iterate_batches",
     "only_one_process",
     "run_jobs",

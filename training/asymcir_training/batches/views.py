@@ -4,7 +4,6 @@ Notation: n pictures, b batch, S picture side.
 """
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,12 +108,3 @@ def _change_colours(view: Tensor, config: Augmentation, generator: torch.Generat
 
 def _draw_uniform(shape: tuple[int, ...], low: float, high: float, *, generator: torch.Generator | None) -> Tensor:
     return torch.empty(shape).uniform_(low, high, generator=generator)
-
-
-def gather(sources: Sequence[NDArray[np.uint8]], index: NDArray[np.int64]) -> Tensor:
-    """Pick pictures out of several arrays as if they were one: [b, 3, S, S], float in [0, 255]."""
-    ends = np.cumsum([len(source) for source in sources])
-    which = np.searchsorted(ends, index, side="right")
-    starts = ends - [len(source) for source in sources]
-    chosen = np.stack([sources[w][i - starts[w]] for w, i in zip(which, index, strict=True)])
-    return torch.from_numpy(chosen).permute(0, 3, 1, 2).float()

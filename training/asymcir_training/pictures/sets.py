@@ -4,7 +4,6 @@ Notation: n pictures, S picture side.
 """
 
 import hashlib
-import io
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -15,10 +14,8 @@ import numpy as np
 from asymcir_common import ImageError, PlaceError, Preprocessing, decode_image, preprocess
 from asymcir_common.places import Places, captions_of, concept_of, open_places, parse_record
 from numpy.typing import NDArray
-from PIL import Image
 
 from asymcir_training.errors import DataError
-from asymcir_training.pictures.digests import digest_pictures
 
 _LOGGED_PROBLEMS = 20
 
@@ -150,58 +147,6 @@ class Wordless:
         """Return nothing."""
         del number
         return {}
-
-
-class ArrayPictures(Wordless):
-    """Decoded pictures in memory, for those who render or decode their own.
-
-    Attributes: see PictureSet. The key of picture 17 of the first array is "0:17".
-    """
-
-    def __init__(self, arrays: Sequence[NDArray[np.uint8]]) -> None:
-        """Take arrays.
-
-        Args:
-            arrays: [n_i, S, S, 3] each, uint8.
-
-        Raises:
-            DataError: arrays of another form, or none.
-        """
-        for array in arrays:
-            if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8 or array.shape[1] != array.shape[2]:
-                raise DataError(f"expected pictures [n, S, S, 3] uint8, got {list(array.shape)} {array.dtype}")
-        if not sum(len(array) for array in arrays):
-            raise DataError("expected one picture or more, got none")
-        self._arrays = tuple(arrays)
-        self._ends = np.cumsum([len(array) for array in arrays])
-        self.keys: Sequence[str] = [f"{which}:{row}" for which, array in enumerate(arrays) for row in range(len(array))]
-        self.digest = digest_pictures(arrays)
-        self.problems: Sequence[tuple[str, str]] = ()
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def read(self, number: int) -> bytes:
-        """Return a picture as a PNG file."""
-        stream = io.BytesIO()
-        Image.fromarray(self._pixels(number)).save(stream, format="PNG")
-        return stream.getvalue()
-
-    def decode(self, number: int, spec: Preprocessing) -> NDArray[np.uint8]:
-        """Return a picture: [S, S, 3].
-
-        Raises:
-            DataError: its side is not the one that the network sees.
-        """
-        pixels = self._pixels(number)
-        if pixels.shape[0] != spec.size:
-            raise DataError(f"expected pictures of side {spec.size}, as the network sees them, got {pixels.shape[0]}")
-        return pixels
-
-    def _pixels(self, number: int) -> NDArray[np.uint8]:
-        place = range(len(self))[number]
-        which = int(np.searchsorted(self._ends, place, side="right"))
-        return np.asarray(self._arrays[which][place - (int(self._ends[which - 1]) if which else 0)])
 
 
 def open_pictures(specs: Sequence[str | Path], *, index_folder: Path | None = None) -> Pictures:

@@ -47,12 +47,12 @@ def train_foundation(config: FoundationRun) -> Path:
     foundation, source = _start_foundation(config, execution.processes)
     foundation.to(execution.processes.device)
     root = config.data.cache or config.run.work_folder / "teacher"
-    labels, wordings = _embed_captions(pictures, kept, lambda texts: embed_texts(root, foundation, texts, execution))
+    labels, wordings = embed_captions(pictures, kept, lambda texts: embed_texts(root, foundation, texts, execution))
     visual = foundation.model.visual
     visual.requires_grad_(True)
     visual.to(memory_format=torch.channels_last)
     is_timm = hasattr(visual, "trunk")
-    _LOG.info("aligning on %d pictures with %d sets of captions", len(kept), len(wordings))
+    _LOG.info("aligning on %d pictures of %d concepts or sets of captions", len(kept), len(wordings))
     scale = align_visual_tower(
         visual.trunk if is_timm else visual,
         visual.head if is_timm else nn.Identity(),
@@ -100,11 +100,23 @@ def _start_foundation(config: FoundationRun, processes: Processes) -> tuple[Foun
     return load_foundation(f"local-dir:{folder}"), f"local-dir:{folder}"
 
 
-def _embed_captions(
+def embed_captions(
     pictures: PictureSet, kept: NDArray[np.int64], embed: Callable[[Sequence[str]], Rows]
 ) -> tuple[NDArray[np.int64], Wordings]:
-    """Embed every set of captions once; returns the set of each picture [n], and the wordings."""
-    numbers: dict[tuple[str, ...], int] = {}
-    labels = np.asarray([numbers.setdefault(pictures.captions(int(n)), len(numbers)) for n in kept], dtype=np.int64)
-    texts = [text for captions in numbers for text in captions]
-    return labels, Wordings(embed(texts), [len(captions) for captions in numbers])
+    """Embed the captions of every class once; returns the class of each picture [n], and the wordings.
+
+    Pictures of one "concept" are one class, and its wordings are all their captions; where a picture names none, those
+    with the same captions are.
+    """
+    numbers: dict[str | tuple[str, ...], int] = {}
+    wordings: list[dict[str, None]] = []
+    labels = np.empty(len(kept), dtype=np.int64)
+    for row, number in enumerate(kept):
+        captions = pictures.captions(int(number))
+        label = numbers.setdefault(pictures.concept(int(number)) or captions, len(numbers))
+        if label == len(wordings):
+            wordings.append({})
+        wordings[label].update(dict.fromkeys(captions))
+        labels[row] = label
+    texts = [text for captions in wordings for text in captions]
+    return labels, Wordings(embed(texts), [len(captions) for captions in wordings])

@@ -45,7 +45,7 @@ from asymcir_training.trainers.transagg import train_transagg
 from asymcir_training.trainers.union import train_union_head
 from asymcir_training.triplets.formats import read_triplets
 from asymcir_training.triplets.modifiers import check_triplets
-from asymcir_training.triplets.pictures import embed_modifiers, gather_gallery, number_pictures
+from asymcir_training.triplets.pictures import embed_modifiers, gather_gallery, number_concepts, number_pictures
 from asymcir_training.triplets.triplet import PictureTriplet
 from asymcir_training.triplets.validation import compose_triplets
 
@@ -245,7 +245,7 @@ def _train_head(
         image_features=asked.cache.embedding,
         null_features=foundation.encode_null().detach(),
         targets=asked.targets[torch.from_numpy(asked.training)],
-        answers=torch.arange(len(asked.cache.kept)),
+        answers=number_concepts(asked.triplets, asked.targets, pictures=len(asked.cache.kept)),
         config=config.union,
         loop=_loop(config, "union", rows=rows, batch=config.union.batch, validated=validate is not None),
         execution=execution,

@@ -1,7 +1,7 @@
 """The frozen towers' outputs: computed once, kept on disk, and read by row."""
 
 from asymcir_training.teacher.cache import TeacherCache, build_teacher_cache, visual_digest
-from asymcir_training.teacher.in_memory import embed_patches, embed_phrases, embed_pictures, embed_texts
+from asymcir_training.teacher.in_memory import embed_phrases, embed_texts
 from asymcir_training.teacher.queries import cache_queries
 from asymcir_training.teacher.texts import TextCache
 
@@ -10,9 +10,7 @@ __all__ = [
     "TextCache",
     "build_teacher_cache",
     "cache_queries",
-    "embed_patches",
     "embed_phrases",
-    "embed_pictures",
     "embed_texts",
     "visual_digest",
 ]

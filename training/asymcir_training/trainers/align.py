@@ -27,7 +27,7 @@ from asymcir_training.errors import DataError
 from asymcir_training.foundation.digests import digest
 from asymcir_training.foundation.preprocessing import normalise_pixels
 from asymcir_training.models.mix_style import freeze_stages, mixed_styles
-from asymcir_training.pictures.sets import ArrayPictures, PictureSet
+from asymcir_training.pictures.sets import PictureSet
 from asymcir_training.runs.loop import run_steps
 from asymcir_training.runs.settings import LoopConfig
 from asymcir_training.trainers.losses import contrast
@@ -101,8 +101,8 @@ def align_visual_tower(
     *,
     encode: Callable[[Tensor], Tensor],
     preprocessing: Preprocessing,
-    pictures: PictureSet | Sequence[NDArray[np.uint8]],
-    kept: NDArray[np.int64] | None = None,
+    pictures: PictureSet,
+    kept: NDArray[np.int64],
     labels: NDArray[np.int64],
     wordings: Wordings,
     config: AlignConfig,
@@ -115,8 +115,8 @@ def align_visual_tower(
         trunk, head: the parts of the visual tower, at their own learning rates; changed in place.
         encode: pixels [b, 3, S, S] normalised -> image features [b, E] through both.
         preprocessing: how pictures come in.
-        pictures: a set of pictures, or arrays [n_i, S, S, 3] uint8.
-        kept: [n], the numbers of the pictures to train on; None takes all.
+        pictures: where the pictures are.
+        kept: [n], the numbers of those to train on.
         labels: [n], the class of each of those.
         wordings: of the classes.
         config, loop, execution: see their classes.
@@ -126,10 +126,8 @@ def align_visual_tower(
     """
     execution = execution or Execution()
     device = execution.processes.device
-    shown = ArrayPictures(pictures) if isinstance(pictures, Sequence) else pictures
-    rows = np.arange(len(shown)) if kept is None else kept
-    if len(rows) != len(labels):
-        raise DataError(f"expected a class for each of {len(rows)} pictures, got {len(labels)}")
+    if len(kept) != len(labels):
+        raise DataError(f"expected a class for each of {len(kept)} pictures, got {len(labels)}")
     tower = nn.ModuleDict({"trunk": trunk, "head": head}).to(device)
     log_scale = nn.Parameter(torch.tensor(float(np.log(config.start_scale)), device=device))
     holder = nn.ParameterDict({"log_scale": log_scale})
@@ -146,8 +144,8 @@ def align_visual_tower(
         of_losses=holder,
     )
     feed = Feed(
-        shown,
-        rows,
+        pictures,
+        kept,
         spec=preprocessing,
         augmentation=config.augmentation,
         seed=loop.seed,
@@ -186,7 +184,7 @@ def align_visual_tower(
         "trainer": "align",
         "config": asdict(config),
         "execution": execution.identity(),
-        "pictures": shown.digest,
+        "pictures": pictures.digest,
         "names": _digest_names(wordings, labels),
         "start": digest(weights=trunk.state_dict() | head.state_dict(), facts={}),
     }

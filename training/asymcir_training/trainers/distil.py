@@ -36,7 +36,7 @@ from asymcir_training.foundation.prompts import TOKENS_MODIFIER_PROMPT
 from asymcir_training.models.light_encoder import LightEncoder
 from asymcir_training.models.mix_style import freeze_stages, mixed_styles
 from asymcir_training.models.symmetric_encoder import SymmetricEncoder
-from asymcir_training.pictures.sets import ArrayPictures, PictureSet
+from asymcir_training.pictures.sets import PictureSet
 from asymcir_training.runs.loop import run_steps
 from asymcir_training.runs.settings import LoopConfig, RunSummary
 from asymcir_training.teacher.in_memory import embed_phrases
@@ -107,8 +107,8 @@ def distil(
     student: LightEncoder | SymmetricEncoder,
     foundation: Foundation,
     *,
-    pictures: PictureSet | Sequence[NDArray[np.uint8]],
-    kept: NDArray[np.int64] | None = None,
+    pictures: PictureSet,
+    kept: NDArray[np.int64],
     teacher: Rows,
     patches: Rows | None = None,
     phrases: Sequence[str],
@@ -125,8 +125,8 @@ def distil(
         student: its token learner should have been anchored to the word table. A symmetric one reads the patches
             instead of the pictures.
         foundation: frozen.
-        pictures: a set of pictures, or arrays [n_i, S, S, 3] uint8, S the student's picture side.
-        kept: [n], the numbers of the pictures to train on; None takes all.
+        pictures: where the pictures are.
+        kept: [n], the numbers of those to train on.
         teacher: [n, E], the frozen visual tower's features of those pictures, of the clean view.
         patches: [n, R, E], its patch features of the same view, for LAR.
         phrases: the text bank that pseudo-captions come from.
@@ -143,16 +143,14 @@ def distil(
     """
     execution = execution or Execution()
     device = execution.processes.device
-    shown = ArrayPictures(pictures) if isinstance(pictures, Sequence) else pictures
-    rows = np.arange(len(shown)) if kept is None else kept
-    share = len(execution.split(min(config.batch, len(rows))))
+    share = len(execution.split(min(config.batch, len(kept))))
     _check_inputs(
         config,
         phrases,
         modifiers,
         patches,
         symmetric=isinstance(student, SymmetricEncoder),
-        least_part=min(config.batch, len(rows)) // (share * execution.processes.world),
+        least_part=min(config.batch, len(kept)) // (share * execution.processes.world),
     )
     if not phrases:
         named = torch.zeros(1, teacher.shape[1], device=device)
@@ -182,8 +180,8 @@ def distil(
         feed = RowFeed(patches, seed=loop.seed, batch=config.batch, execution=execution)
     else:
         feed = Feed(
-            shown,
-            rows,
+            pictures,
+            kept,
             spec=student.preprocessing,
             augmentation=config.augmentation,
             seed=loop.seed,
@@ -205,7 +203,7 @@ def distil(
         if late:
             found["places"] = places
         elif config.lar_weight:
-            found["matching"] = _match(foundation, tokens, said, shown, part)
+            found["matching"] = _match(foundation, tokens, said, pictures, part)
         if config.consistency_weight:
             found["composed"] = foundation.compose_query(tokens, part.modifiers)
         return found
@@ -226,7 +224,7 @@ def distil(
             _Part(
                 inputs=batch.pixels[part],
                 modifiers=drawn[own][part],
-                numbers=rows[batch.index[part]],
+                numbers=kept[batch.index[part]],
                 teacher=seen[own][part],
             )
             for part in execution.split(len(batch.whole))
@@ -248,7 +246,7 @@ def distil(
         "validation": {"best": loop.best, "queries": getattr(validate, "digest", "")},
         "student": student.config,
         "word_space": foundation.word_space(),
-        "pictures": shown.digest,
+        "pictures": pictures.digest,
         "teacher": _digest_teacher(teacher, patches, phrases, modifiers),
         "start": digest(weights=student.state_dict(), facts={}),
     }

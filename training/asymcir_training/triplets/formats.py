@@ -14,7 +14,8 @@ Layouts, of an official download each, with the folder that `images` stands for 
   modifier is empty: UNION's public code types "a real image of sketch" with every sketch, and null text asks the same
   of the picture alone.
 - JSON lines: `reference`, `modifier`, `target`, and if wanted `targets` (further right answers), `excluded` (pictures
-  that evaluation takes out of the ranking beside the reference) and `id`. The list's own folder.
+  that evaluation takes out of the ranking beside the reference), `concept` (what the target shows: in training, targets
+  of one concept are no wrong answers to each other) and `id`. The list's own folder.
 
 Source: the public code of UNION (arXiv:2511.22253) and the data sets' own pages.
 """

@@ -49,6 +49,25 @@ def number_pictures(triplets: Sequence[PictureTriplet]) -> TripletPictures:
     )
 
 
+def number_concepts(triplets: Sequence[PictureTriplet], targets: Tensor, *, pictures: int) -> Tensor:
+    """Number what each picture shows, so that targets of one concept are no wrong answers to each other.
+
+    Args:
+        triplets: t of them.
+        targets: [t], int64, which picture answers.
+        pictures: n.
+
+    Returns:
+        [n], int64: targets of one concept alike, every other picture by itself.
+    """
+    answers = torch.arange(pictures)
+    first: dict[str, int] = {}
+    for triplet, target in zip(triplets, targets.tolist(), strict=True):
+        if triplet.concept:
+            answers[target] = first.setdefault(triplet.concept, target)
+    return answers
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TripletGallery:
     """What triplets are searched in, each picture once however many names it has.

@@ -131,9 +131,11 @@ def _json_lines_records(text: str, path: Path, images: Path | None) -> Iterator[
         try:
             record = json.loads(line)
             modifier, more = record.get("modifier", ""), record.get("targets", [])
-            excluded = record.get("excluded", [])
+            excluded, concept = record.get("excluded", []), record.get("concept", "")
             if not isinstance(modifier, str) or not isinstance(more, list) or not isinstance(excluded, list):
                 raise TypeError("modifier must be a text, targets and excluded lists")
+            if not isinstance(concept, str):
+                raise TypeError("concept must be a text")
             yield PictureTriplet(
                 reference=root / record["reference"],
                 modifier=modifier,
@@ -142,11 +144,12 @@ def _json_lines_records(text: str, path: Path, images: Path | None) -> Iterator[
                 excluded=tuple(root / name for name in excluded),
                 identity=str(record.get("id", "")),
                 where=f"{path}:{number}",
+                concept=concept,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise DataError(
                 f'{path}:{number}: expected {{"reference": PATH, "modifier": TEXT, "target": PATH}}, and if wanted '
-                f'"targets": [PATH, ...], "excluded": [PATH, ...] and "id", got {line[:_LENGTH]!r}'
+                f'"targets": [PATH, ...], "excluded": [PATH, ...], "concept" and "id", got {line[:_LENGTH]!r}'
             ) from exc
 
 

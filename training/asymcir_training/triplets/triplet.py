@@ -16,6 +16,7 @@ class PictureTriplet:
         excluded: pictures that evaluation takes out of the ranking, beside the reference: other views of it.
         identity: the record's own name in its file, empty where it has none.
         where: the list and the line or number of its record, for messages.
+        concept: what the target shows; targets of one concept are no wrong answers to each other. Empty: itself alone.
     """
 
     reference: Path
@@ -24,6 +25,7 @@ class PictureTriplet:
     targets: tuple[Path, ...] = ()
     excluded: tuple[Path, ...] = ()
     identity: str = ""
+    concept: str = ""
     where: str = field(default="", compare=False)
 
     @property
