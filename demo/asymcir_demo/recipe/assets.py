@@ -12,9 +12,9 @@ from asymcir_benchmarks import Triplet, derive_triplets
 from PIL import Image
 
 from asymcir_demo.recipe.concepts import GALLERY_STYLE, HELD_OUT_STYLE, Concept
-from asymcir_demo.recipe.foundation import draws_its_name
 from asymcir_demo.recipe.render import load_style
 from asymcir_demo.recipe.splits import drawn_alike, show_change, tone_free
+from asymcir_demo.recipe.wordings import draws_its_name
 
 COLOURED_STYLE = "openmoji"
 SKETCH_STYLE = "openmoji-line"

@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from asymcir_benchmarks import Triplet, derive_triplets
-from asymcir_training import Foundation, LightEncoder, normalise_pixels
-from asymcir_training.teacher.in_memory import embed_pictures, embed_texts
+from asymcir_training import Foundation, LightEncoder
+from asymcir_training.pictures.sets import PictureSet, open_pictures
+from asymcir_training.teacher.cache import build_teacher_cache
+from asymcir_training.teacher.in_memory import embed_texts
+from asymcir_training.triplets.validation import compose_queries
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from asymcir_demo.recipe.concepts import GALLERY_STYLE, HELD_OUT_STYLE, Concept
-from asymcir_demo.recipe.foundation import word_names
-from asymcir_demo.recipe.render import load_style
 from asymcir_demo.recipe.splits import drawn_alike, show_change
-
-_BATCH = 64
+from asymcir_demo.recipe.wordings import word_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,8 +33,8 @@ class SearchSet:
     Attributes:
         triplets: q composed queries.
         slugs: concepts that are asked for by their own picture.
-        pictures: [p, S, S, 3] uint8, query pictures, of the places below.
-        places: slug -> row of `pictures`.
+        pictures: the held-out style, where the queries are.
+        places: slug -> number of its picture there.
         gallery: [m, E], L2-normalised.
         rows: slug -> row of the gallery.
         names: slug -> name in words.
@@ -42,49 +42,36 @@ class SearchSet:
 
     triplets: list[Triplet]
     slugs: list[str]
-    pictures: NDArray[np.uint8]
+    pictures: PictureSet
     places: dict[str, int]
     gallery: Tensor
     rows: dict[str, int]
     names: dict[str, str]
 
     @classmethod
-    def load(
-        cls,
-        foundation: Foundation,
-        pictures: Path,
-        concepts: list[Concept],
-        split: str,
-        gallery: Tensor | None = None,
-    ) -> "SearchSet":
-        """Embed the gallery, unless it is given, and collect the queries of a split."""
+    def load(cls, foundation: Foundation, work: Path, concepts: list[Concept], split: str, cache: Path) -> "SearchSet":
+        """Collect the queries of a split and embed the gallery; `cache` keeps what the visual tower says."""
         named = {concept.slug: concept for concept in concepts}
-        shown, gallery_slugs = load_style(pictures, GALLERY_STYLE)
-        drawn, drawn_slugs = load_style(pictures, HELD_OUT_STYLE)
-        row_of, place_of = ({slug: i for i, slug in enumerate(slugs)} for slugs in (gallery_slugs, drawn_slugs))
+        gallery, drawn = (open_pictures([work / "emoji/pictures" / style]) for style in (GALLERY_STYLE, HELD_OUT_STYLE))
+        row_of, place_of = ({Path(key).stem: i for i, key in enumerate(found.keys)} for found in (gallery, drawn))
         derived = derive_triplets({concept.slug: concept.name for concept in concepts})
-        triplets = [
-            triplet
-            for triplet in show_change(derived, drawn_alike(pictures, GALLERY_STYLE))
-            if named[triplet.target].split == split and triplet.target in row_of and triplet.reference in place_of
-        ]
-        slugs = [slug for slug in row_of if slug in place_of and slug in named and named[slug].split == split]
-        if gallery is None:
-            gallery = functional.normalize(embed_pictures(foundation, [shown]), dim=-1)
-        wanted = sorted({triplet.reference for triplet in triplets} | set(slugs))
         return cls(
-            triplets=triplets,
-            slugs=slugs,
-            pictures=np.stack([drawn[place_of[slug]] for slug in wanted]),
-            places={slug: i for i, slug in enumerate(wanted)},
-            gallery=gallery,
+            triplets=[
+                triplet
+                for triplet in show_change(derived, drawn_alike(work / "pictures", GALLERY_STYLE))
+                if named[triplet.target].split == split and triplet.target in row_of and triplet.reference in place_of
+            ],
+            slugs=[slug for slug in row_of if slug in place_of and slug in named and named[slug].split == split],
+            pictures=drawn,
+            places=place_of,
+            gallery=_embed(foundation, gallery, cache),
             rows=row_of,
             names={slug: word_names(concept)[0] for slug, concept in named.items()},
         )
 
-    def measure_foundation(self, foundation: Foundation) -> dict[str, float]:
+    def measure_foundation(self, foundation: Foundation, cache: Path) -> dict[str, float]:
         """Measure the baselines: picture only, picture + text, the target's name, and a picture's own concept."""
-        images = functional.normalize(embed_pictures(foundation, [self.pictures]), dim=-1)
+        images = _embed(foundation, self.pictures, cache)
         asked = images[[self.places[triplet.reference] for triplet in self.triplets]]
         typed = embed_texts(foundation, [triplet.modifier for triplet in self.triplets])
         names = embed_texts(foundation, [self.names[triplet.target] for triplet in self.triplets])
@@ -96,19 +83,27 @@ class SearchSet:
             **self._own("picture", own),
         }
 
-    @torch.no_grad()
     def measure_student(self, foundation: Foundation, student: LightEncoder) -> dict[str, float]:
         """Measure composed queries, and tokens alone."""
-        tokens = torch.cat(
-            [
-                student(normalise_pixels(torch.from_numpy(self.pictures[i : i + _BATCH]), student.preprocessing))
-                for i in range(0, len(self.pictures), _BATCH)
-            ]
-        )
-        asked = tokens[[self.places[triplet.reference] for triplet in self.triplets]]
-        composed = _compose(foundation, asked, [triplet.modifier for triplet in self.triplets])
-        own = _compose(foundation, tokens[[self.places[slug] for slug in self.slugs]], None)
+        asked = [(triplet.reference, triplet.modifier) for triplet in self.triplets]
+        composed = self._ask(foundation, student, asked)
+        own = self._ask(foundation, student, [(slug, "") for slug in self.slugs])
         return {**self._composed("composed", composed), **self._own("tokens", own)}
+
+    def _ask(self, foundation: Foundation, student: LightEncoder, asked: list[tuple[str, str]]) -> Tensor:
+        """Compose queries of a concept's picture and a change: [q, E], L2-normalised."""
+        spec = student.preprocessing
+        shown = list(dict.fromkeys(slug for slug, _ in asked))
+        queries = compose_queries(
+            student,
+            foundation,
+            np.stack([self.pictures.decode(self.places[slug], spec) for slug in shown]),
+            np.array([shown.index(slug) for slug, _ in asked]),
+            [change for _, change in asked],
+            spec=spec,
+            device=torch.device("cpu"),
+        )
+        return functional.normalize(queries, dim=-1)
 
     def _composed(self, name: str, queries: Tensor) -> dict[str, float]:
         """Return R@1 and R@10, each the mean over families, the reference taken out of the gallery."""
@@ -137,9 +132,7 @@ def _ranks(similarity: Tensor, answers: list[int]) -> NDArray[np.int64]:
     return ranks
 
 
-def _compose(foundation: Foundation, tokens: Tensor, modifiers: list[str] | None) -> Tensor:
-    parts = []
-    for start in range(0, len(tokens), _BATCH):
-        part = slice(start, start + _BATCH)
-        parts.append(foundation.compose_query(tokens[part], None if modifiers is None else modifiers[part]))
-    return functional.normalize(torch.cat(parts), dim=-1)
+def _embed(foundation: Foundation, pictures: PictureSet, cache: Path) -> Tensor:
+    """Run the visual tower over pictures, all of which can be read: [n, E], L2-normalised."""
+    found = build_teacher_cache(cache, foundation, pictures, patches=False).embedding
+    return functional.normalize(torch.from_numpy(np.array(found)), dim=-1)

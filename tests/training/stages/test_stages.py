@@ -129,7 +129,7 @@ def test_pictures_of_one_concept_are_one_class(data: Path, bert_folder: Path, tm
     foundation = load_foundation(f"local-dir:{bert_folder}")
     records: list[dict[str, Any]] = [
         {"captions": ["cat", "red cat"]},
-        {"captions": ["cat", "red cat"], "concept": "a"},
+        {"captions": ["cat", "red cat", "cat"], "concept": "a"},
         {"captions": ["dog"]},
         {"captions": ["cat"], "concept": "b"},
         {"captions": ["cat", "dog"], "concept": "a"},
@@ -141,8 +141,8 @@ def test_pictures_of_one_concept_are_one_class(data: Path, bert_folder: Path, tm
     pictures = open_pictures([tmp_path / "list.jsonl"])
     labels, wordings = embed_captions(foundation, pictures, np.arange(6))
     assert labels.tolist() == [0, 1, 2, 3, 1, 0]
-    assert np.diff(wordings.starts).tolist() == [2, 3, 1, 1]  # "a" is called what any of its pictures is
-    expected = embed_texts(foundation, ["cat", "red cat", "cat", "red cat", "dog", "dog", "cat"])
+    assert np.diff(wordings.starts).tolist() == [2, 4, 1, 1]  # "a" is called what any of its pictures is
+    expected = embed_texts(foundation, ["cat", "red cat", "cat", "red cat", "cat", "dog", "dog", "cat"])
     torch.testing.assert_close(torch.as_tensor(wordings.embeddings), expected)
 
 

@@ -105,18 +105,18 @@ def embed_captions(
 ) -> tuple[NDArray[np.int64], Wordings]:
     """Embed the captions of every class once; returns the class of each picture [n], and the wordings.
 
-    Pictures of one "concept" are one class, and its wordings are all their captions; where a picture names none, those
-    with the same captions are.
+    Pictures of one "concept" are one class; its wordings are the captions of the first of them, and what others add.
+    Where a picture names no concept, those with the same captions are one.
     """
     numbers: dict[str | tuple[str, ...], int] = {}
-    wordings: list[dict[str, None]] = []
+    wordings: list[list[str]] = []
     labels = np.empty(len(kept), dtype=np.int64)
     for row, number in enumerate(kept):
         captions = pictures.captions(int(number))
         label = numbers.setdefault(pictures.concept(int(number)) or captions, len(numbers))
         if label == len(wordings):
-            wordings.append({})
-        wordings[label].update(dict.fromkeys(captions))
+            wordings.append(list(captions))
+        wordings[label] += [caption for caption in captions if caption not in wordings[label]]
         labels[row] = label
     texts = [text for captions in wordings for text in captions]
     return labels, Wordings(embed(texts), [len(captions) for captions in wordings])
