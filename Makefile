@@ -75,8 +75,8 @@ bench: $(DEV)/ready  ## Measure the demo's bundles; figures go to benchmarks/res
 	scripts/bench $(DEV)/bin
 
 bench-device: $(DEV)/ready  ## Write and time phone-class backbones beside MobileCLIP-S0's image tower (needs 3 GB of disk)
-	$(DEV)/bin/python -m asymcir_benchmarks.device.write_backbones --out benchmarks/device/work --pictures demo/assets/queries
-	$(DEV)/bin/python -m asymcir_benchmarks.device.write_peers --out benchmarks/device/work --pictures demo/assets/queries --vit-l14
+	$(DEV)/bin/python -m asymcir_benchmarks.device.write_backbones --out benchmarks/device/work --pictures demo/assets/queries.zip
+	$(DEV)/bin/python -m asymcir_benchmarks.device.write_peers --out benchmarks/device/work --pictures demo/assets/queries.zip --vit-l14
 	$(DEV)/bin/python -m asymcir_benchmarks.device.timing --models benchmarks/device/work \
 	  --vit-l14 benchmarks/device/work/vit-l14.onnx --out benchmarks/results/device.json
 	$(DEV)/bin/python -m asymcir_benchmarks.pages.fill
@@ -89,7 +89,7 @@ bench-training: $(DEV)/ready  ## Time distillation with and without the teacher 
 	$(DEV)/bin/python -m asymcir_benchmarks.pages.fill
 
 bench-server-sizes: $(DEV)/ready  ## Write and time server towers, ViT-B/32 to ViT-H/14 (needs demo-assets; 12 GB of disk, 10 GB of memory)
-	$(DEV)/bin/python -m asymcir_benchmarks.costs.server_bundles --out benchmarks/server/work --pictures demo/assets/queries \
+	$(DEV)/bin/python -m asymcir_benchmarks.costs.server_bundles --out benchmarks/server/work --pictures demo/assets/queries.zip \
 	  --foundation local-dir:demo/work/trained/foundation --name demo --union demo/work/trained/union-head \
 	  --device-bundle demo/assets/device \
 	  --search-set demo/assets

@@ -9,13 +9,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from asymcir_common.errors import ImageError
+
+if TYPE_CHECKING:
+    from asymcir_common.places import PathReader
 
 MAX_PIXELS = 178_000_000
 """Above this a file is refused before it is decoded: 534 MB of RGB. Pillow's own limit lies just above it."""
@@ -86,10 +89,21 @@ class Preprocessing:
             raise ImageError(f"the preprocessing is not readable ({type(exc).__name__}: {exc}): {record!r}") from exc
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read a picture file; see `decode_image`."""
+def read_image(path: Path, reader: "PathReader | None" = None) -> NDArray[np.uint8]:
+    """Read a picture file, whose path may lead into a zip or a tar ("queries.zip/woman.webp"); see `decode_image`.
+
+    Args:
+        path: the file.
+        reader: keeps the directories of archives, for those who read many pictures of one.
+    """
+    if reader is not None:
+        return decode_image(reader.read(path), name=str(path))
     try:
         data = path.read_bytes()
+    except NotADirectoryError:
+        from asymcir_common.places import PathReader  # it imports what stands here
+
+        data = PathReader().read(path)
     except OSError as exc:
         raise ImageError(f"cannot read {path}: {exc.strerror or exc}") from exc
     return decode_image(data, name=str(path))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asymcir_benchmarks import Triplet
+from asymcir_benchmarks.emojicir.dataset import picture_place
 from asymcir_benchmarks.emojicir.evaluate import read_triplets
 from asymcir_benchmarks.emojicir.rows import read_rows
 
@@ -53,14 +54,19 @@ class Assets:
         return self.folder / "gallery" / "gallery.jsonl"
 
     @property
+    def gallery(self) -> Path:
+        """Its pictures."""
+        return picture_place(self.folder / "gallery", "gallery")
+
+    @property
     def queries(self) -> Path:
         """Query pictures, in a style that nothing was trained on."""
-        return self.folder / "queries"
+        return picture_place(self.folder, "queries")
 
     @property
     def sketches(self) -> Path:
         """Line art of held-out concepts."""
-        return self.folder / "sketches"
+        return picture_place(self.folder, "sketches")
 
     def names(self) -> dict[str, str]:
         """Return slug -> name of everything in the gallery."""

@@ -87,7 +87,7 @@ def run_demo(args: argparse.Namespace) -> int:
     sheet = args.out / "contact-sheet.png"
     right = sum(1 for row, _ in answers if row.rank and row.rank <= TOP)
     title = f"asymcir demo: {len(answers)} queries, right answer among the top {TOP} for {right}"
-    draw_sheet([row for row, _ in answers], assets.gallery_list.parent, SUFFIX, title, sheet)
+    draw_sheet([row for row, _ in answers], assets.gallery, SUFFIX, title, sheet)
     print(f"5. Contact sheet: {sheet}")
     elapsed_s, memory_mb = time.monotonic() - started_s, max(serving_mb, _peak_memory_mb(resource.RUSAGE_SELF))
     if args.figures is not None:

@@ -1,9 +1,11 @@
 """The contact sheet: one row a query, with its change, the top answers, and the right one marked."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from asymcir_common.places import PathReader
 from PIL import Image, ImageDraw, ImageFont
 
 TOP = 5
@@ -40,7 +42,7 @@ def draw_sheet(rows: Sequence[Row], gallery: Path, suffix: str, title: str, out:
 
     Args:
         rows: in the order to show.
-        gallery: folder of the gallery's pictures, ID + suffix.
+        gallery: folder or archive of the gallery's pictures, ID + suffix.
         suffix: ".webp", say.
         title: over everything.
         out: the file; replaced.
@@ -49,21 +51,21 @@ def draw_sheet(rows: Sequence[Row], gallery: Path, suffix: str, title: str, out:
     answers_left = _GAP + _CELL + _GAP + _TEXT_WIDTH
     expected_left = answers_left + TOP * (_CELL + _GAP) + 2 * _GAP
     sheet = Image.new("RGB", (expected_left + _CELL + _GAP, height), "white")
-    pen = ImageDraw.Draw(sheet)
+    pen, reader = ImageDraw.Draw(sheet), PathReader()
     pen.text((_GAP, 10), title, fill=_INK, font=_font(20))
     for left, label in ((_GAP, "query"), (answers_left, f"top {TOP} answers"), (expected_left, "right answer")):
         pen.text((left, 38), label, fill=_MUTED, font=_font(14))
     for number, row in enumerate(rows):
         top = _HEADER + number * (_CELL + 2 * _GAP) + _GAP
         pen.line((0, top - _GAP, sheet.width, top - _GAP), fill=_LINE)
-        _paste(sheet, row.query, _GAP, top)
+        _paste(sheet, reader, row.query, _GAP, top)
         _write_query(pen, row, _GAP + _CELL + _GAP, top)
         for place, identity in enumerate(row.hits[:TOP]):
             left = answers_left + place * (_CELL + _GAP)
-            _paste(sheet, gallery / f"{identity}{suffix}", left, top)
+            _paste(sheet, reader, gallery / f"{identity}{suffix}", left, top)
             if identity == row.answer:
                 pen.rectangle((left - 4, top - 4, left + _CELL + 3, top + _CELL + 3), outline=_GREEN, width=4)
-        _paste(sheet, gallery / f"{row.answer}{suffix}", expected_left, top)
+        _paste(sheet, reader, gallery / f"{row.answer}{suffix}", expected_left, top)
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out)
 
@@ -90,8 +92,8 @@ def _wrap(text: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width
     return lines
 
 
-def _paste(sheet: Image.Image, path: Path, left: int, top: int) -> None:
-    with Image.open(path) as picture:
+def _paste(sheet: Image.Image, reader: PathReader, path: Path, left: int, top: int) -> None:
+    with Image.open(io.BytesIO(reader.read(path))) as picture:
         sheet.paste(picture.convert("RGB").resize((_CELL, _CELL)), (left, top))
 
 

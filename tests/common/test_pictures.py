@@ -1,6 +1,7 @@
 import io
 import struct
 import warnings
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from asymcir_common import ImageError, decode_image, read_image
 from asymcir_common.pictures import MAX_PIXELS
+from asymcir_common.places import PathReader
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -44,6 +46,19 @@ def test_lossless_formats_give_their_pixels(form: str) -> None:
     pixels = np.repeat(np.repeat(_noise(4, 6), 5, axis=0), 5, axis=1)
     decoded = decode_image(_encode(Image.fromarray(pixels), form, **({"lossless": True} if form == "WEBP" else {})))
     np.testing.assert_array_equal(decoded, pixels)
+
+
+def test_a_path_may_lead_into_an_archive(tmp_path: Path) -> None:
+    data = _encode(Image.fromarray(_noise()))
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+        archive.writestr("a/noise.png", data)
+    (tmp_path / "plain.png").write_bytes(data)
+    for reader in (None, PathReader()):
+        for name in ("pictures.zip/a/noise.png", "plain.png"):
+            np.testing.assert_array_equal(read_image(tmp_path / name, reader), _noise())
+        for name in ("pictures.zip/b.png", "plain.png/b.png", "nowhere.zip/b.png"):
+            with pytest.raises(ImageError, match=f"cannot read .*{name}"):
+                read_image(tmp_path / name, reader)
 
 
 def test_one_pixel() -> None:

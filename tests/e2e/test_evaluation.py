@@ -37,7 +37,7 @@ def test_ranks_equal_those_of_the_full_score_matrix(assets: Path, gallery: Path)
     names = {triplet.target: opened.metadata([triplet.target])[0]["name"] for triplet in triplets}
     found = evaluate_triplets(
         triplets,
-        pictures=assets / "queries",
+        pictures=assets / "queries.zip",
         suffix=".webp",
         names=names,
         bundle=bundle,
@@ -49,7 +49,7 @@ def test_ranks_equal_those_of_the_full_score_matrix(assets: Path, gallery: Path)
         slug_of = dict(database.execute("SELECT row, id FROM items"))
     text, visual = TextEncoder(bundle), VisualEncoder(bundle)
     for number, triplet in enumerate(triplets):
-        picture = read_image(assets / "queries" / f"{triplet.reference}.webp")
+        picture = read_image(assets / "queries.zip" / f"{triplet.reference}.webp")
         image = visual.encode_image(preprocess(picture, visual.preprocessing)[None])[0]
         typed = text.encode_text([triplet.modifier])[0]
         image, typed = image / np.linalg.norm(image), typed / np.linalg.norm(typed)

@@ -19,7 +19,7 @@ def _query(asymcir: Run, assets: Path, address: str, *words: object) -> "subproc
 
 
 def test_a_picture_in_an_unseen_style_finds_its_concept(asymcir: Run, assets: Path, address: str) -> None:
-    image = assets / "queries" / "red-heart.webp"
+    image = assets / "queries.zip" / "red-heart.webp"
     done = _query(asymcir, assets, address, "--image", image, "--json", "--top-k", 10)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -28,7 +28,7 @@ def test_a_picture_in_an_unseen_style_finds_its_concept(asymcir: Run, assets: Pa
 
 
 def test_the_typed_change_moves_the_answer(asymcir: Run, assets: Path, address: str) -> None:
-    image = assets / "queries" / "red-heart.webp"
+    image = assets / "queries.zip" / "red-heart.webp"
     words = ("--image", image, "--text", "is blue", "--exclude", "red-heart", "--json", "--top-k", 200)
     changed = json.loads(_query(asymcir, assets, address, *words).stdout)
     plain = json.loads(_query(asymcir, assets, address, *(w for w in words if w not in ("--text", "is blue"))).stdout)
@@ -40,7 +40,7 @@ def test_the_typed_change_moves_the_answer(asymcir: Run, assets: Path, address: 
 
 
 def test_int8_tokens_answer_like_fp16_at_half_the_size(asymcir: Run, assets: Path, address: str) -> None:
-    image = assets / "queries" / "woman.webp"
+    image = assets / "queries.zip" / "woman.webp"
     found = {}
     for encoding in ("fp16", "int8"):
         done = _query(
@@ -54,7 +54,7 @@ def test_int8_tokens_answer_like_fp16_at_half_the_size(asymcir: Run, assets: Pat
 
 
 def test_encoded_tokens_can_be_sent_later(asymcir: Run, assets: Path, address: str, tmp_path: Path) -> None:
-    image, tokens = assets / "queries" / "woman.webp", tmp_path / "tokens.npy"
+    image, tokens = assets / "queries.zip" / "woman.webp", tmp_path / "tokens.npy"
     assert asymcir("encode", image, "--device-bundle", assets / "device", "--out", tokens).returncode == 0
     assert np.load(tokens).shape[-1] == 384
     direct = json.loads(_query(asymcir, assets, address, "--image", image, "--json").stdout)
@@ -75,7 +75,7 @@ def test_encoded_tokens_can_be_sent_later(asymcir: Run, assets: Path, address: s
 def test_odd_modifiers_are_answered_or_refused_in_one_line(
     asymcir: Run, assets: Path, address: str, modifier: str, code: int, words: str
 ) -> None:
-    done = _query(asymcir, assets, address, "--image", assets / "queries" / "woman.webp", "--text", modifier)
+    done = _query(asymcir, assets, address, "--image", assets / "queries.zip" / "woman.webp", "--text", modifier)
     assert done.returncode == code, done.stderr
     if code:
         assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
@@ -89,7 +89,9 @@ def test_a_device_bundle_of_another_word_space_is_refused(
     manifest = json.loads((other / MANIFEST_NAME).read_text(encoding="utf-8"))
     ours, manifest["properties"]["word_space"] = manifest["properties"]["word_space"], "0" * 64
     (other / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
-    done = asymcir("query", "--server", address, "--device-bundle", other, "--image", assets / "queries" / "woman.webp")
+    done = asymcir(
+        "query", "--server", address, "--device-bundle", other, "--image", assets / "queries.zip" / "woman.webp"
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "000000" in done.stderr and ours[:12] in done.stderr
 
@@ -114,7 +116,7 @@ def test_a_changed_byte_or_a_missing_file_does_not_load(
     shutil.copytree(assets / bundle, copy)
     largest = max((path for path in copy.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     if bundle == "device":
-        words = ["encode", assets / "queries" / "woman.webp", "--device-bundle", copy]
+        words = ["encode", assets / "queries.zip" / "woman.webp", "--device-bundle", copy]
     else:
         words = ["gallery", "build", picture_list, "--server-bundle", copy, "--gallery", tmp_path / "gallery"]
     data = bytearray(largest.read_bytes())
@@ -128,7 +130,7 @@ def test_a_changed_byte_or_a_missing_file_does_not_load(
 
 
 def test_no_server_and_a_port_in_use_are_one_line(asymcir: Run, assets: Path, gallery: Path, address: str) -> None:
-    image = assets / "queries" / "woman.webp"
+    image = assets / "queries.zip" / "woman.webp"
     absent = asymcir("query", "--server", "127.0.0.1:1", "--device-bundle", assets / "device", "--image", image)
     assert absent.returncode == 1 and "asymcir serve" in absent.stderr and "Traceback" not in absent.stderr
     port = address.rpartition(":")[2]

@@ -33,6 +33,7 @@ from asymcir_common import AsymcirError, preprocess, read_manifest, write_manife
 from asymcir_common.arguments import ArgumentParser, add_device_bundle
 from asymcir_common.files import write_atomically
 from asymcir_common.manifest import SERVER_BUNDLE
+from asymcir_common.places import PathReader, find_pictures
 from asymcir_edge import QueryEncoder
 from asymcir_export.bundles.server import TEXT_FILE, VISUAL_FILE, export_server_bundle
 from asymcir_export.checks.agreement import Thresholds, check_agreement
@@ -196,9 +197,9 @@ def _write_original(
     """Write the float32 bundle; return what is known of the model, and what PyTorch answers."""
     _LOG.info("%s: writing float32", foundation.name)
     with tempfile.TemporaryDirectory() as few:
-        files = find_pictures(pictures)
+        files, reader = find_pictures(pictures), PathReader()
         for path in [files[i * len(files) // PICTURES] for i in range(PICTURES)] if len(files) > PICTURES else files:
-            shutil.copy(path, few)
+            (Path(few) / path.name).write_bytes(reader.read(path))
         export_server_bundle(foundation, union_head, folder, pictures=Path(few))
         squares = [preprocess(picture, foundation.preprocessing)[None] for picture in load_pictures(Path(few))]
     generator = torch.Generator().manual_seed(_SEED)

@@ -22,6 +22,7 @@ import numpy as np
 import open_clip
 import torch
 from asymcir_common.arguments import MAX_BATCH_SIZE, MAX_REPEATS, MAX_THREADS, ArgumentParser, whole_number
+from asymcir_common.places import find_pictures
 from asymcir_training import Foundation, LightEncoder, UnionHead
 from asymcir_training.engine.execution import Execution
 from asymcir_training.engine.precision import Precision
@@ -52,7 +53,9 @@ _LOG = logging.getLogger(__name__)
 def build_parser() -> ArgumentParser:
     """Build the parser of this command."""
     parser = ArgumentParser(prog="python -m asymcir_benchmarks.costs.training", description=__doc__)
-    parser.add_argument("--pictures", type=Path, default=Path("demo/assets/queries"), help="folder of real pictures")
+    parser.add_argument(
+        "--pictures", type=Path, default=Path("demo/assets/queries.zip"), help="folder or zip of pictures"
+    )
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     parser.add_argument("--backbone", default="mobilenetv4_conv_small_050")
     parser.add_argument("--batch", type=whole_number(1, MAX_BATCH_SIZE), default=8)
@@ -124,7 +127,7 @@ def measure_distillation(args: argparse.Namespace) -> dict[str, float]:
     """Time distillation's steps with and without the cache, in turn."""
     processes = start_processes(args.device)
     foundation = build_foundation().to(processes.device)
-    pictures = PictureFiles(sorted(args.pictures.iterdir())[: 4 * args.batch])
+    pictures = PictureFiles(find_pictures(args.pictures)[: 4 * args.batch])
     seconds: dict[str, list[float]] = {"cached": [], "uncached": []}
     waits: list[float] = []
     with tempfile.TemporaryDirectory() as name:

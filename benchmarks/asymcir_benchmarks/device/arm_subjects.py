@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from asymcir_common import Preprocessing, preprocess, read_image
+from asymcir_common.places import PathReader, find_pictures
 from asymcir_edge import DeviceBundle
 from numpy.typing import NDArray
 
@@ -34,8 +35,6 @@ NETWORK = "network alone"
 ENCODER_FILES = {"int8": "encoder.int8.onnx", "fp32": "encoder.onnx", "fp16": "encoder.fp16.onnx"}
 NETWORK_FILES = {"int8": "network.int8.onnx", "fp32": "network.onnx", "fp16": "network.fp16.onnx"}
 """Below the folder of each backbone, as `write_backbones` writes them; what a phone would run comes first."""
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,10 +78,10 @@ def load_pictures(folder: Path) -> list[NDArray[np.uint8]]:
         BenchmarkError: fewer are there.
         ImageError: one cannot be read.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
+    files, reader = find_pictures(folder), PathReader()
     if len(files) < PICTURES:
-        raise BenchmarkError(f"expected a folder with {PICTURES} or more pictures, found {len(files)} in {folder}")
-    return [read_image(files[i * len(files) // PICTURES]) for i in range(PICTURES)]
+        raise BenchmarkError(f"expected a folder or zip of {PICTURES} or more pictures, found {len(files)} in {folder}")
+    return [read_image(files[i * len(files) // PICTURES], reader) for i in range(PICTURES)]
 
 
 def open_bundle(bundle: DeviceBundle, name: str, pictures: Sequence[NDArray[np.uint8]]) -> list[Subject]:

@@ -6,12 +6,14 @@
 | `identity.jsonl` | slug, split: query pictures that are asked for by themselves |
 | `sketches.jsonl` | slug, split: concepts with line art and the same in colour |
 | `gallery/gallery.jsonl` | path, id, name, group, split, figure, drawing, and concept where that is not the id |
-| `queries/`, `sketches/`, `coloured/` | pictures, SLUG.webp |
+| `queries.zip`, `sketches.zip`, `coloured.zip`, or folders of these names | pictures, SLUG.webp |
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from asymcir_common.places import PathReader
 
 from asymcir_benchmarks.emojicir.catalogue import Catalogue
 from asymcir_benchmarks.emojicir.evaluate import read_triplets
@@ -81,15 +83,15 @@ class EmojiCir:
 
     def query(self, slug: str) -> Path:
         """Return the query picture of a concept."""
-        return self.folder / "queries" / f"{slug}{SUFFIX}"
+        return picture_place(self.folder, "queries") / f"{slug}{SUFFIX}"
 
     def sketch(self, slug: str) -> Path:
         """Return the line art of a concept."""
-        return self.folder / "sketches" / f"{slug}{SUFFIX}"
+        return picture_place(self.folder, "sketches") / f"{slug}{SUFFIX}"
 
     def coloured(self, slug: str) -> Path:
         """Return the same drawing as the sketch, in colour."""
-        return self.folder / "coloured" / f"{slug}{SUFFIX}"
+        return picture_place(self.folder, "coloured") / f"{slug}{SUFFIX}"
 
     def _check(self) -> None:
         """Name what is missing before minutes are spent on the rest."""
@@ -101,7 +103,8 @@ class EmojiCir:
             for triplet in self.triplets.get(split, ()):
                 wanted.add(self.query(triplet.reference))
                 asked.add(triplet.target)
-        absent = sorted(str(path) for path in wanted if not path.is_file())
+        reader = PathReader()
+        absent = sorted(str(path) for path in wanted if reader.size(path) < 0)
         if absent:
             raise BenchmarkError(f"{self.folder} lacks {len(absent)} of {len(wanted)} pictures, the first {absent[0]}")
         unknown = sorted(slug for slug in asked if slug not in self.catalogue)
@@ -110,6 +113,12 @@ class EmojiCir:
                 f"{len(unknown)} concepts are asked for that {self.gallery_list} has no picture of, the first "
                 f"{unknown[0]!r}: write queries and gallery in one go"
             )
+
+
+def picture_place(folder: Path, name: str) -> Path:
+    """Return the archive NAME.zip in a folder, or the folder NAME where there is none."""
+    archive = folder / f"{name}.zip"
+    return archive if archive.is_file() else folder / name
 
 
 def _slugs_by_split(path: Path) -> dict[str, list[str]]:

@@ -95,7 +95,7 @@ def evaluate_triplets(
 
     Args:
         triplets: q queries.
-        pictures: folder of query pictures, SLUG + suffix.
+        pictures: folder or archive of query pictures, SLUG + suffix.
         suffix: ".webp", say.
         names: slug -> name, for the baseline that searches by the target's own name.
         bundle, encoder, gallery: what is measured.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from asymcir_common import preprocess, read_image
+from asymcir_common.places import PathReader
 from asymcir_edge import QueryEncoder
 from asymcir_protos import pack_tokens, unpack_tokens
 from asymcir_server import ServerBundle, TextEncoder, VisualEncoder
@@ -50,7 +51,7 @@ class Towers:
         """Encode picture files with the device's encoder and with the large tower.
 
         Args:
-            paths: slug -> file.
+            paths: slug -> file; a path may lead into an archive.
             what: they are, for the log.
 
         Raises:
@@ -58,10 +59,10 @@ class Towers:
         """
         tokens: dict[str, NDArray[np.float32]] = {}
         large: dict[str, NDArray[np.float32]] = {}
-        slugs = sorted(paths)
+        slugs, reader = sorted(paths), PathReader()
         for start in range(0, len(slugs), _BATCH):
             part = slugs[start : start + _BATCH]
-            pixels = [read_image(paths[slug]) for slug in part]
+            pixels = [read_image(paths[slug], reader) for slug in part]
             for slug, picture in zip(part, pixels, strict=True):
                 tokens[slug] = unpack_tokens(pack_tokens(self._device.encode_image(picture)))
             squares = np.stack([preprocess(picture, self._visual.preprocessing) for picture in pixels])

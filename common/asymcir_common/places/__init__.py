@@ -1,12 +1,13 @@
 """Places that pictures come from: folders, zips, tars and JSON-lines lists, read alike by training and gallery.
 
-One module a kind of place, each a `Place`; `open_places` opens them, alone or together. Needs `braceexpand`.
+One module a kind of place, each a `Place`; `open_places` opens them, alone or together. Several
+named by one text need `braceexpand`.
 """
 
 from asymcir_common.places.file_reading import MAX_FILE_BYTES
 from asymcir_common.places.lists import captions_of, concept_of, parse_record
 from asymcir_common.places.path_reading import PathReader
-from asymcir_common.places.places import Place, Places, open_places
+from asymcir_common.places.places import Place, Places, find_pictures, open_places
 from asymcir_common.places.rules import MAX_ID_BYTES, PICTURE_SUFFIXES, Rejected
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Rejected",
     "captions_of",
     "concept_of",
+    "find_pictures",
     "open_places",
     "parse_record",
 ]

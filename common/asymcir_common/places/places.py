@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from braceexpand import braceexpand
 from numpy.typing import NDArray
 
 from asymcir_common.errors import PlaceError
@@ -124,12 +123,28 @@ def open_places(specs: Sequence[str | Path] | str | Path, *, index_folder: Path 
     return Places([_open_place(path, files, index_folder, several=len(paths) > 1) for path in paths])
 
 
+def find_pictures(place: Path) -> list[Path]:
+    """Return the paths of the pictures of a folder or an archive, sorted, for `PathReader`; none where there is none.
+
+    Raises:
+        PlaceError: it is no such place, or cannot be read.
+    """
+    if not place.exists():
+        return []
+    found = _open_place(place, OpenFiles(), None, several=False)
+    if isinstance(found, ListPlace):
+        raise PlaceError(f"{place} is a list: expected a folder, a .zip or an uncompressed .tar")
+    return sorted(place / found.path(row) for row in range(len(found.ids)))
+
+
 def _expand_spec(spec: str | Path) -> list[Path]:
     """Expand braces, as bash does, and globs; a name that exists as it stands, or is a Path, is taken as it stands.
 
     Raises:
         PlaceError: nothing there for one of the names.
     """
+    from braceexpand import braceexpand  # a phone's install does not have it, and reads no shards
+
     text = str(spec)
     if isinstance(spec, Path) or Path(text).exists():
         return [Path(spec)]

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     for name in STAGES:
         stages.run(name, partial(train, name, work, changes[name]), changes[name])
     stages.run("assets", lambda: write_assets(pictures, concepts, args.out))
-    queries = args.out / "queries"  # parity is measured on the held-out ones
+    queries = args.out / "queries.zip"  # parity is measured on the held-out ones
     stages.run("export", lambda: _export(args.out, trained, pictures=queries, lean=True))
     _keep_records(stages, work, args, changes)
     if args.all_precisions:

@@ -1,8 +1,9 @@
 """What the repository carries for the demo: gallery pictures, held-out queries and sketches, triplets."""
 
+import io
 import json
 import logging
-import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,16 +34,15 @@ _LOG = logging.getLogger(__name__)
 
 def write_assets(pictures: Path, concepts: list[Concept], out: Path) -> dict[str, float]:
     """Write EmojiCIR below `out` (see asymcir_benchmarks.emojicir.dataset for its files); returns how many of each."""
-    for name in ("gallery", "queries", "sketches", "coloured"):
-        shutil.rmtree(out / name, ignore_errors=True)
+    (out / "gallery").mkdir(parents=True, exist_ok=True)
     named = {concept.slug: concept for concept in concepts}
-    gallery = _write_style(pictures, GALLERY_STYLE, out / "gallery", named, wanted=None)
+    gallery = _write_style(pictures, GALLERY_STYLE, out / "gallery" / "gallery.zip", named, wanted=None)
     alike = drawn_alike(pictures, GALLERY_STYLE)
     _write_rows(
         out / "gallery" / "gallery.jsonl",
         [
             {
-                "path": f"{slug}.webp",
+                "path": f"gallery.zip/{slug}.webp",
                 "id": slug,
                 "name": named[slug].name,
                 "group": named[slug].group,
@@ -64,11 +64,11 @@ def write_assets(pictures: Path, concepts: list[Concept], out: Path) -> dict[str
     asked = sorted(slug for slug in drawn & gallery if named[slug].split in ("test", "novel"))
     _write_rows(out / "identity.jsonl", [{"slug": slug, "split": named[slug].split} for slug in asked])
     wanted = {triplet.reference for triplet in triplets} | set(asked)
-    queries = _write_style(pictures, HELD_OUT_STYLE, out / "queries", named, wanted=wanted)
+    queries = _write_style(pictures, HELD_OUT_STYLE, out / "queries.zip", named, wanted=wanted)
     sketched = find_sketches(pictures, concepts) & gallery
     _write_rows(out / "sketches.jsonl", [{"slug": slug, "split": named[slug].split} for slug in sorted(sketched)])
-    sketches = _write_style(pictures, SKETCH_STYLE, out / "sketches", named, wanted=sketched)
-    _write_style(pictures, COLOURED_STYLE, out / "coloured", named, wanted=sketches)
+    sketches = _write_style(pictures, SKETCH_STYLE, out / "sketches.zip", named, wanted=sketched)
+    _write_style(pictures, COLOURED_STYLE, out / "coloured.zip", named, wanted=sketches)
     counts = {"gallery": len(gallery), "queries": len(queries), "sketches": len(sketches), "triplets": len(triplets)}
     _LOG.info("assets: %s", counts)
     return {name: float(count) for name, count in counts.items()}
@@ -96,13 +96,24 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def _write_style(
-    pictures: Path, style: str, folder: Path, named: dict[str, Concept], *, wanted: set[str] | None
+    pictures: Path, style: str, archive: Path, named: dict[str, Concept], *, wanted: set[str] | None
 ) -> set[str]:
-    folder.mkdir(parents=True, exist_ok=True)
     array, slugs = load_style(pictures, style)
-    written = set()
+    files = {}
     for pixels, slug in zip(array, slugs, strict=True):
         if slug in named and (wanted is None or slug in wanted):
-            Image.fromarray(pixels).save(folder / f"{slug}.webp", **_WEBP)
-            written.add(slug)
-    return written
+            stream = io.BytesIO()
+            Image.fromarray(pixels).save(stream, **_WEBP)
+            files[slug] = stream.getvalue()
+    write_archive(archive, {f"{slug}.webp": data for slug, data in files.items()})
+    return set(files)
+
+
+def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write a zip of files as they are, not packed: the same bytes for the same files."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            info = zipfile.ZipInfo(name)  # of 1980, whatever the clock says
+            info.external_attr = 0o644 << 16
+            info.create_system = 3
+            archive.writestr(info, files[name])

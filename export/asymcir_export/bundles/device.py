@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from asymcir_common import Manifest, write_manifest
 from asymcir_common.manifest import DEVICE_BUNDLE
+from asymcir_common.places import find_pictures
 from asymcir_training import LightEncoder
 from onnx import ModelProto
 
 from asymcir_export.bundles.golden import write_golden
 from asymcir_export.bundles.staging import Sources, refuse_existing, staged, write_graph
 from asymcir_export.bundles.variants import VARIANTS, Source, check_variants, describe_variants, split_pictures
-from asymcir_export.checks.parity import check_device_parity, encode_original, find_pictures, load_pictures
+from asymcir_export.checks.parity import check_device_parity, encode_original, load_pictures
 from asymcir_export.checks.search_set import SearchSet
 from asymcir_export.errors import ExportError
 from asymcir_export.graphs.cost import measure_cost

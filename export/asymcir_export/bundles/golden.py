@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from asymcir_common import ImageError, Preprocessing, decode_image, preprocess
+from asymcir_common.places import PathReader
 from asymcir_edge import DeviceBundle, QueryEncoder
 from asymcir_edge.device.encoder import MAX_ASPECT_RATIO
 from asymcir_edge.device.golden import (
@@ -68,7 +69,7 @@ def write_golden(folder: Path, encoder: LightEncoder, pictures: Sequence[Path]) 
     Args:
         folder: the bundle, with a manifest that names its encoders; the manifest has to be written again afterwards.
         encoder: what the bundle was made from, in eval mode.
-        pictures: files to take GOLDEN_SOURCES of, small ones first.
+        pictures: files to take GOLDEN_SOURCES of, small ones first; a path may lead into an archive.
 
     Returns:
         For the manifest's property `golden`: `file`, `pictures`, `size_bytes`, and by precision what was measured.
@@ -144,14 +145,15 @@ def _allow(agreement: Agreement, cosine: float, spread: float) -> dict[str, floa
 
 def _choose(pictures: Sequence[Path], *, side: int) -> dict[str, bytes]:
     """Take GOLDEN_SOURCES pictures, evenly spaced: small files as they are, others only where those are too few."""
-    small = [path for path in pictures if path.stat().st_size <= MAX_SOURCE_BYTES]
-    large = [path for path in pictures if path.stat().st_size > MAX_SOURCE_BYTES]
+    reader = PathReader()
+    small = [path for path in pictures if reader.size(path) <= MAX_SOURCE_BYTES]
+    large = [path for path in pictures if reader.size(path) > MAX_SOURCE_BYTES]
     files: dict[str, bytes] = {}
     for path in [*_evenly(small), *_evenly(large)]:
         if len(files) == GOLDEN_SOURCES:
             break
         try:
-            data = _fit(path.read_bytes(), side=side)
+            data = _fit(reader.read(path), side=side)
         except ImageError:
             continue
         files[f"picture_{len(files)}.{'webp' if data.startswith(b'RIFF') else path.suffix.lower()[1:]}"] = data

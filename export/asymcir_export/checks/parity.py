@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from asymcir_common import ImageError, Preprocessing, preprocess, read_image
-from asymcir_common.places import PICTURE_SUFFIXES
+from asymcir_common.places import PathReader, find_pictures
 from asymcir_edge import DeviceBundle, QueryEncoder
 from asymcir_server.encode.bundle import ServerBundle
 from asymcir_server.encode.composition import Composer
@@ -69,13 +69,8 @@ def worst_storage(*storages: WeightStorage) -> WeightStorage:
     return max(storages, key=STORAGES.index)
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """Return the picture files of a folder and the folders in it, by name; none where there is no folder."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
-
-
 def load_pictures(folder: Path, *, limit: int = PARITY_PICTURES) -> list[NDArray[np.uint8]]:
-    """Read pictures for the comparison, evenly spaced over a folder and the folders in it.
+    """Read pictures for the comparison, evenly spaced over a folder and the folders in it, or over an archive.
 
     Every second one is cut to 3:2 or 2:3, so that resizing and cropping are exercised by a folder of squares too.
 
@@ -84,13 +79,14 @@ def load_pictures(folder: Path, *, limit: int = PARITY_PICTURES) -> list[NDArray
 
     Raises:
         ExportError: fewer than MIN_PICTURES.
+        PlaceError: an archive that cannot be read, or no place of pictures at all.
     """
-    files = find_pictures(folder)
+    files, reader = find_pictures(folder), PathReader()
     chosen = [files[i * len(files) // limit] for i in range(limit)] if len(files) > limit else files
     pictures: list[NDArray[np.uint8]] = []
     for path in chosen:
         try:
-            picture = read_image(path)
+            picture = read_image(path, reader)
         except ImageError:
             continue
         height, width = picture.shape[:2]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from asymcir_common import ImageError, preprocess, read_image
+from asymcir_common.places import PathReader, find_pictures
 from asymcir_server.encode.bundle import ServerBundle
 from asymcir_server.encode.targets import TargetEncoder
 from asymcir_server.encode.text_encoder import TextEncoder
@@ -49,8 +50,8 @@ class Answers:
 class SearchSet:
     """Composed queries with their answers, and the gallery they search.
 
-    The folder is laid out as EmojiCIR is: `triplets.jsonl` (reference, modifier, target), `queries/REFERENCE.*`, and
-    `gallery/gallery.jsonl` (path, id).
+    The folder is laid out as EmojiCIR is: `triplets.jsonl` (reference, modifier, target), REFERENCE.* in `queries.zip`
+    or `queries/`, and `gallery/gallery.jsonl` (path, id).
     """
 
     def __init__(self, folder: Path, server_bundle: Path) -> None:
@@ -66,16 +67,19 @@ class SearchSet:
         gallery = _read_rows(folder / "gallery" / "gallery.jsonl", ("path", "id"))
         self._rows = {row["id"]: number for number, row in enumerate(gallery)}
         triplets = _read_rows(folder / "triplets.jsonl", ("reference", "modifier", "target"))
-        shown = {path.stem: path for path in sorted((folder / "queries").iterdir())}
+        queries = folder / "queries.zip"
+        shown = {path.stem: path for path in find_pictures(queries if queries.is_file() else folder / "queries")}
         lacking = [row for row in triplets if row["reference"] not in shown or row["target"] not in self._rows]
         if lacking:
             raise ExportError(
                 f"{folder} lacks the picture of {lacking[0]['reference']!r} or of {lacking[0]['target']!r}, and "
-                f"{len(lacking) - 1} pairs more: expected queries/REFERENCE.* and an id of gallery/gallery.jsonl"
+                f"{len(lacking) - 1} pairs more: expected REFERENCE.* in queries.zip or queries/, and an id "
+                "of gallery/gallery.jsonl"
             )
         references = sorted({row["reference"] for row in triplets})
         places = {slug: number for number, slug in enumerate(references)}
-        self.pictures = [read_image(shown[slug]) for slug in references]
+        reader = PathReader()
+        self.pictures = [read_image(shown[slug], reader) for slug in references]
         self._asked = [places[row["reference"]] for row in triplets]
         self._modifiers = [row["modifier"] for row in triplets]
         self._targets = np.array([self._rows[row["target"]] for row in triplets])
@@ -141,13 +145,15 @@ def compare_answers(original: Answers, found: Answers) -> dict[str, Any]:
 
 def _embed_gallery(paths: list[Path], bundle: ServerBundle) -> NDArray[np.float32]:
     visual, targets = VisualEncoder(bundle), TargetEncoder(bundle)
+    reader = PathReader()
     found = []
     for start in range(0, len(paths), _BATCH):
         try:
-            squares = [preprocess(read_image(path), visual.preprocessing) for path in paths[start : start + _BATCH]]
+            pictures = [read_image(path, reader) for path in paths[start : start + _BATCH]]
         except ImageError as exc:
             raise ExportError(f"a gallery picture of the search set cannot be read: {exc}") from exc
-        found.append(targets.compute_targets(visual.encode_image(np.stack(squares))))
+        squares = np.stack([preprocess(picture, visual.preprocessing) for picture in pictures])
+        found.append(targets.compute_targets(visual.encode_image(squares)))
     return np.concatenate(found)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from asymcir_common import AsymcirError, PlaceError
-from asymcir_common.places import open_places
+from asymcir_common.places import PathReader, find_pictures, open_places
 from asymcir_training import open_pictures
 from asymcir_training.pictures import PictureFiles
 
@@ -37,6 +37,19 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_that_folder(face, write, pi
     place = tmp_path / "a[1]{2}*"
     place.mkdir()
     assert face([str(write("folder", place, {"x.png": picture()}))]).ids == ["x.png"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_pictures_of_a_place_by_their_paths(kind: str, write, picture, tmp_path: Path) -> None:
+    files = {"b.png": picture(0), "a/c.png": picture(1), "a/c.txt": b"text", ".hidden.png": picture(2)}
+    place = write(kind, tmp_path, files)
+    found = find_pictures(place)
+    assert found == [place / "a/c.png", place / "b.png"]
+    assert [PathReader().read(path) for path in found] == [files["a/c.png"], files["b.png"]]
+    assert find_pictures(tmp_path / "nowhere") == []
+    (tmp_path / "list.jsonl").write_text('{"path": "b.png"}\n')
+    with pytest.raises(PlaceError, match="is a list: expected a folder"):
+        find_pictures(tmp_path / "list.jsonl")
 
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])

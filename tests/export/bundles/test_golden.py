@@ -11,12 +11,13 @@ import pytest
 import torch
 from asymcir_common import preprocess, read_image, write_manifest
 from asymcir_common.manifest import DEVICE_BUNDLE
+from asymcir_common.places import find_pictures
 from asymcir_edge import DeviceBundle, QueryEncoder
 from asymcir_edge.device.golden import compare_tokens, read_golden, token_cosines
 from asymcir_edge.device.selftest import run_selftest
 from asymcir_export import ExportError, ParityError, export_device_bundle
 from asymcir_export.bundles.golden import GOLDEN_SOURCES, MAX_SOURCE_BYTES, write_golden
-from asymcir_export.checks.parity import MIN_COSINE, find_pictures
+from asymcir_export.checks.parity import MIN_COSINE
 from asymcir_training import LightEncoder, normalise_pixels
 from numpy.typing import NDArray
 from PIL import Image

@@ -1,3 +1,4 @@
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -54,3 +55,11 @@ def test_pictures_are_spread_over_the_folder_and_not_all_square(pictures: Path) 
     assert len(load_pictures(pictures, limit=3)) == 3
     shapes = {picture.shape[0] / picture.shape[1] for picture in load_pictures(pictures)}
     assert len(shapes) > 3
+
+
+def test_pictures_of_an_archive_are_those_of_the_folder(pictures: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+        for path in pictures.iterdir():
+            archive.write(path, path.name)
+    for expected, found in zip(load_pictures(pictures), load_pictures(tmp_path / "pictures.zip"), strict=True):
+        np.testing.assert_array_equal(found, expected)

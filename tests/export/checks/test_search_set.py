@@ -1,4 +1,5 @@
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,16 @@ def test_a_search_leaves_the_reference_out_and_answers_a_part_alone(
     np.testing.assert_array_equal(
         answers.hits, [target in row for target, row in zip((3, 4, 5), answers.top, strict=True)]
     )
+    for name, place in (("queries", "queries.zip"), ("gallery", "gallery/gallery.zip")):
+        with zipfile.ZipFile(tmp_path / "set" / place, "w") as archive:
+            for path in (tmp_path / "set" / name).glob("*.png"):
+                archive.write(path, path.name)
+                path.unlink()
+    rows = tmp_path / "set" / "gallery" / "gallery.jsonl"
+    rows.write_text(rows.read_text().replace('"path": "', '"path": "gallery.zip/'))
+    packed = SearchSet(tmp_path / "set", server)
+    assert all((a == b).all() for a, b in zip(packed.pictures, found.pictures, strict=True))
+    np.testing.assert_array_equal(packed.search(tokens).top, answers.top)
     part = found.search(tokens[1:], [1])
     np.testing.assert_array_equal(part.top, answers.top[1:])
     np.testing.assert_array_equal(part.hits, answers.hits[1:])
