@@ -37,7 +37,7 @@ from asymcir_common.places import PathReader, find_pictures
 from asymcir_edge import QueryEncoder
 from asymcir_export.bundles.server import TEXT_FILE, VISUAL_FILE, export_server_bundle
 from asymcir_export.checks.agreement import Thresholds, check_agreement
-from asymcir_export.checks.parity import find_pictures, load_pictures, storage_thresholds
+from asymcir_export.checks.parity import load_pictures, storage_thresholds
 from asymcir_export.checks.search_set import MAX_RECALL_LOSS, SearchSet, compare_answers
 from asymcir_export.checks.server_answers import encode_pictures, open_device
 from asymcir_export.errors import ExportError
