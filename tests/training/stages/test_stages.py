@@ -139,7 +139,7 @@ def test_pictures_of_one_concept_are_one_class(data: Path, bert_folder: Path, tm
     lines = [json.dumps({"image": str(data / f"{name}.png"), **row}) for name, row in zip(names, records, strict=True)]
     _write_lines(tmp_path / "list.jsonl", lines)
     pictures = open_pictures([tmp_path / "list.jsonl"])
-    labels, wordings = embed_captions(foundation, pictures, np.arange(6))
+    labels, wordings = embed_captions(pictures, np.arange(6), lambda texts: embed_texts(foundation, texts))
     assert labels.tolist() == [0, 1, 2, 3, 1, 0]
     assert np.diff(wordings.starts).tolist() == [2, 4, 1, 1]  # "a" is called what any of its pictures is
     expected = embed_texts(foundation, ["cat", "red cat", "cat", "red cat", "cat", "dog", "dog", "cat"])

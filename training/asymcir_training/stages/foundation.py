@@ -103,7 +103,7 @@ def _start_foundation(config: FoundationRun, processes: Processes) -> tuple[Foun
 def embed_captions(
     pictures: PictureSet, kept: NDArray[np.int64], embed: Callable[[Sequence[str]], Rows]
 ) -> tuple[NDArray[np.int64], Wordings]:
-    """Embed the captions of every class once; returns the class of each picture [n], and the wordings.
+    """Embed the captions of every class; returns the class of each picture [n], and the wordings.
 
     Pictures of one "concept" are one class; its wordings are the captions of the first of them, and what others add.
     Where a picture names no concept, those with the same captions are one.

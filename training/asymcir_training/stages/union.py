@@ -238,16 +238,17 @@ def _train_head(
     validate = None
     if validation is not None:
         validate = HeadValidation(validation, torch.from_numpy(queries[asked.measured]))
-    rows = len(asked.training)
+    training = torch.from_numpy(asked.training)
+    trained = [asked.triplets[i] for i in asked.training.tolist()]
     train_union_head(
         head,
         queries=torch.from_numpy(queries[asked.training]),
         image_features=asked.cache.embedding,
         null_features=foundation.encode_null().detach(),
-        targets=asked.targets[torch.from_numpy(asked.training)],
-        answers=number_concepts(asked.triplets, asked.targets, pictures=len(asked.cache.kept)),
+        targets=asked.targets[training],
+        answers=number_concepts(trained, asked.targets[training], pictures=len(asked.cache.kept)),
         config=config.union,
-        loop=_loop(config, "union", rows=rows, batch=config.union.batch, validated=validate is not None),
+        loop=_loop(config, "union", rows=len(trained), batch=config.union.batch, validated=validate is not None),
         execution=execution,
         validate=validate,
     )

@@ -25,8 +25,8 @@ class PictureTriplet:
     targets: tuple[Path, ...] = ()
     excluded: tuple[Path, ...] = ()
     identity: str = ""
-    concept: str = ""
     where: str = field(default="", compare=False)
+    concept: str = ""
 
     @property
     def answers(self) -> tuple[Path, ...]:
