@@ -13,6 +13,7 @@ from torch.distributed import TCPStore
 
 WORLD = 2
 _LIMIT_S = 300
+HELPERS = Path(__file__).parent
 
 
 def run_in_two_processes(file: str, function: str, folder: Path) -> list[Any]:
@@ -26,7 +27,8 @@ def run_in_two_processes(file: str, function: str, folder: Path) -> list[Any]:
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parent),  # where the test files find this folder's helpers
+        # Where the test files find what they import.
+        "PYTHONPATH": os.pathsep.join(str(path) for path in (HELPERS, HELPERS.parent / "tiny")),
     }
     running = [
         subprocess.Popen(

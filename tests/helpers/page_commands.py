@@ -9,7 +9,7 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHELLS = ("sh", "bash", "console", "")
 """Languages of the fenced blocks that may hold commands; a block without a language may also hold something else."""
 
