@@ -66,4 +66,4 @@ def test_a_folder_without_a_picture_is_one_line(
 ) -> None:
     words = ["train", "distil", str(tmp_path), "--foundation", f"local-dir:{bert_folder}", "--out", str(tmp_path / "o")]
     assert main([*words, "--work", str(tmp_path / "w")]) == 1
-    assert "no picture below" in capsys.readouterr().err
+    assert "no picture in" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from asymcir_training.models.checkpoints import load_light_encoder, load_symmetr
 from asymcir_training.models.light_encoder import LightEncoder
 from asymcir_training.models.symmetric_encoder import SymmetricEncoder
 from asymcir_training.models.transagg import TransAgg
-from asymcir_training.teacher.cache import TeacherCache, visual_digest
+from asymcir_training.teacher.cache import TeacherCache
 from asymcir_training.teacher.queries import cache_queries
 from asymcir_training.teacher.texts import TextCache
 from asymcir_training.triplets.modifiers import check_triplets
@@ -171,7 +171,7 @@ def check_foundation(checkpoint: Path, metadata: dict[str, Any], foundation: Fou
     """
     ways = {"word_space": foundation.word_space}
     if "visual_digest" in metadata:
-        ways["visual_digest"] = lambda: visual_digest(foundation)
+        ways["visual_digest"] = foundation.visual_digest
     for name, measure in ways.items():
         found, expected = str(metadata.get(name)), measure()
         if found != expected:

@@ -17,7 +17,6 @@ from asymcir_training import Foundation, LightEncoder, UnionHead, load_foundatio
 from asymcir_training.models.checkpoints import save_symmetric_encoder, save_transagg
 from asymcir_training.models.symmetric_encoder import SymmetricEncoder
 from asymcir_training.models.transagg import TransAgg
-from asymcir_training.teacher.cache import visual_digest
 from asymcir_training.trainers.targets import TARGETS
 from asymcir_training.triplets.formats import FORMATS, read_triplets
 from asymcir_training.triplets.triplet import PictureTriplet
@@ -54,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = Preprocessing(size=32, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     light = LightEncoder("test_efficientnet", sentence_length=3, word_width=WORD_WIDTH, width=32, preprocessing=spec)
     metadata = {"word_space": foundation.word_space(), "foundation": foundation.name}
-    visual = {**metadata, "visual_digest": visual_digest(foundation)}
+    visual = {**metadata, "visual_digest": foundation.visual_digest()}
     space = foundation.target_spaces(head)["union"]
     save_union_head(folder / "union", head, metadata)
     save_union_head(folder / "other-union", UnionHead(EMBEDDING_WIDTH), metadata)

@@ -20,7 +20,7 @@ from asymcir_training.foundation.model import Foundation
 from asymcir_training.pictures.sets import Pictures, PictureSet, open_pictures
 from asymcir_training.teacher import cache as cache_module
 from asymcir_training.teacher import keyed_rows
-from asymcir_training.teacher.cache import build_teacher_cache, visual_digest
+from asymcir_training.teacher.cache import build_teacher_cache
 from asymcir_training.teacher.encoder import choose_encoder
 from asymcir_training.teacher.row_files import RowFile
 from PIL import Image
@@ -210,9 +210,9 @@ def test_a_store_of_another_foundation_names_both(clip: Foundation, folder: Path
     other = load_foundation(f"local-dir:{write_clip(tmp_path / 'other')}")
     with torch.no_grad():
         other.model.visual.conv1.weight.add_(0.1)
-    assert visual_digest(other) != visual_digest(clip)
+    assert other.visual_digest() != clip.visual_digest()
     state = json.loads((entry / "cache.json").read_text())
-    foreign = state | {"foundation": other.name, "visual_digest": visual_digest(other)}
+    foreign = state | {"foundation": other.name, "visual_digest": other.visual_digest()}
     (entry / "cache.json").write_text(json.dumps(foreign))
     with pytest.raises(CacheError, match=f"another foundation, {other.name} .* instead of {clip.name}"):
         build_teacher_cache(tmp_path, clip, pictures, patches=False)
@@ -301,10 +301,10 @@ def test_a_foundation_is_known_by_its_visual_tower_alone(clip_folder: Path, clip
     other = load_foundation(f"local-dir:{clip_folder}")
     with torch.no_grad():
         other.model.transformer.resblocks[0].ln_1.weight.add_(1.0)  # of the text tower
-    assert visual_digest(other) == visual_digest(clip)
+    assert other.visual_digest() == clip.visual_digest()
     with torch.no_grad():
         other.model.visual.proj.add_(1.0)
-    assert visual_digest(other) != visual_digest(clip)
+    assert other.visual_digest() != clip.visual_digest()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from asymcir_training.stages.config_files import to_plain
 from asymcir_training.stages.sections import (
     RunSection,
 )
-from asymcir_training.teacher.cache import TeacherCache, build_teacher_cache, visual_digest
+from asymcir_training.teacher.cache import TeacherCache, build_teacher_cache
 from asymcir_training.teacher.texts import TextCache
 
 _CONFIG_FILE = "config.json"
@@ -132,5 +132,5 @@ def describe_foundation(foundation: Foundation) -> dict[str, str]:
     return {
         "word_space": foundation.word_space(),
         "foundation": foundation.name,
-        "visual_digest": visual_digest(foundation),
+        "visual_digest": foundation.visual_digest(),
     }

@@ -74,11 +74,6 @@ class TeacherCache:
     identities: NDArray[np.uint8]
 
 
-def visual_digest(foundation: Foundation) -> str:
-    """Name a foundation's visual tower: a digest of its weights, how it computes, and how pictures come in."""
-    return foundation.visual_digest()
-
-
 def build_teacher_cache(
     root: Path,
     foundation: Foundation,
@@ -115,7 +110,7 @@ def build_teacher_cache(
         "format": "asymcir-teacher-cache",
         "version": 2,
         "foundation": foundation.name,
-        "visual_digest": visual_digest(foundation),
+        "visual_digest": foundation.visual_digest(),
         "preprocessing": foundation.preprocessing.to_json(),
         "precision": _PRECISIONS[autocast],
         "patches": patches,
@@ -228,8 +223,7 @@ def _fill(
                 if place in found.problems:
                     reason = found.problems[place]
                     writer.note("INSERT OR IGNORE INTO problems VALUES (?, ?)", (found.keys[place], reason))
-            for number, stamp, key in zip(found.numbers, found.stamps, found.keys, strict=True):
-                del number
+            for stamp, key in zip(found.stamps, found.keys, strict=True):
                 writer.note("INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?)", (*stamp, key))
             aside += len(found.problems) + len(found.unreadable)
             writer.flush_when_due()

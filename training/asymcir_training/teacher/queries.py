@@ -25,7 +25,6 @@ from asymcir_training.foundation.model import Foundation
 from asymcir_training.foundation.prompts import PROMPTS
 from asymcir_training.models.light_encoder import LightEncoder
 from asymcir_training.models.symmetric_encoder import SymmetricEncoder
-from asymcir_training.teacher.cache import visual_digest
 from asymcir_training.teacher.keyed_rows import KeyedRows, Part
 
 _KEY_LENGTH = 16
@@ -66,7 +65,7 @@ def cache_queries(
         "word_space": foundation.word_space(),
         "encoder": digest(weights=encoder.state_dict(), facts={"config": encoder.config, "prompts": PROMPTS}),
         # A symmetric encoder reads the foundation's own patches.
-        "visual_digest": visual_digest(foundation) if isinstance(encoder, SymmetricEncoder) else "",
+        "visual_digest": foundation.visual_digest() if isinstance(encoder, SymmetricEncoder) else "",
         "precision": "fp32",
     }
     named = {name: value for name, value in facts.items() if name != "foundation"}
