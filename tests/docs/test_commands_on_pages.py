@@ -48,6 +48,10 @@ def test_page(page: Path) -> None:
     assert not wrong, "\n".join(["", *wrong])
 
 
+def test_commands_are_found_on_pages() -> None:
+    assert sum(len(list(find_commands((ROOT / page).read_text(encoding="utf-8")))) for page in PAGES) >= 500
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_script(name: str) -> None:
     _check_lines((ROOT / name).read_text(encoding="utf-8").splitlines())

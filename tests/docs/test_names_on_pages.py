@@ -47,6 +47,10 @@ def test_the_architecture_walks_through_functions() -> None:
     assert _find_faults(ROOT / "ARCHITECTURE.md")[1] >= 15
 
 
+def test_python_is_found_on_pages() -> None:
+    assert sum(len(PYTHON.findall(page.read_text(encoding="utf-8"))) for page in PAGES) >= 4
+
+
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_python_on_a_page_compiles_and_imports_what_exists(page: Path) -> None:
     for block in PYTHON.findall(page.read_text(encoding="utf-8")):

@@ -134,7 +134,7 @@ def _load(path: Path) -> ArchiveIndex | None:
             )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as exc:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as exc:
         _log.warning("the index %s is damaged and made anew: %s", path, exc)
         return None
 
@@ -147,6 +147,8 @@ def _save(path: Path, index: ArchiveIndex) -> None:
         with temporary.open("wb") as stream:
             block = np.frombuffer(json.dumps(texts).encode(), np.uint8)
             np.savez(stream, texts=block, **{key: getattr(index, key) for key in _ROWS})
+            stream.flush()
+            os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as exc:
         _log.warning("the index %s cannot be kept: %s", path, exc)

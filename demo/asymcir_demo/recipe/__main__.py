@@ -21,6 +21,7 @@ import torch
 from asymcir_benchmarks.results import write_result
 from asymcir_common.arguments import ArgumentParser
 from asymcir_common.files import write_atomically
+from asymcir_common.manifest import digest_file
 from asymcir_export.bundles.device import export_device_bundle
 from asymcir_export.bundles.server import export_server_bundle
 from asymcir_export.bundles.variants import VARIANTS
@@ -32,7 +33,7 @@ from asymcir_demo.recipe.assets import write_assets
 from asymcir_demo.recipe.concepts import load_concepts
 from asymcir_demo.recipe.render import render_styles
 from asymcir_demo.recipe.splits import assign_splits
-from asymcir_demo.recipe.training import STAGES, log_file, train
+from asymcir_demo.recipe.training import CONFIGURATIONS, STAGES, log_file, train
 from asymcir_demo.recipe.training_data import write_training_data
 
 _LOG = logging.getLogger(__name__)
@@ -80,13 +81,18 @@ def run(args: argparse.Namespace) -> None:
     concepts = assign_splits(concepts, pictures)
     stages.run("data", lambda: _count(write_training_data(work / "emoji", pictures, concepts)))
     for name in STAGES:
-        stages.run(name, partial(train, name, work, changes[name]), changes[name])
+        stages.run(name, partial(train, name, work, changes[name]), [*changes[name], _digest_configuration(name)])
     stages.run("assets", lambda: write_assets(pictures, concepts, args.out))
     queries = args.out / "queries.zip"  # parity is measured on the held-out ones
     stages.run("export", lambda: _export(args.out, trained, pictures=queries, lean=True))
     _keep_records(stages, work, args, changes)
     if args.all_precisions:
         stages.run("export fp32", lambda: _export(work / "bundles-fp32", trained, pictures=queries, lean=False))
+
+
+def _digest_configuration(name: str) -> str:
+    """Name the text of a stage's configuration, so that an edited one is another run."""
+    return f"{name}.toml {digest_file(CONFIGURATIONS / f'{name}.toml').sha256[:12]}"
 
 
 def _sort_changes(changes: Sequence[str]) -> dict[str, list[str]]:

@@ -24,7 +24,7 @@ from asymcir_training.foundation.digests import digest
 from asymcir_demo.recipe.concepts import Concept, load_concepts
 from asymcir_demo.recipe.quality import SearchSet
 from asymcir_demo.recipe.splits import assign_splits
-from asymcir_demo.recipe.training import train
+from asymcir_demo.recipe.training import CONFIGURATIONS, train
 
 BASE: dict[str, Any] = {
     "batch": 64,
@@ -45,6 +45,7 @@ ROWS = {
 """Row -> what it changes in demo/training/distil.toml."""
 SEEDS = {"GCD": 3, "GCD + consistency": 3, "GCD + LAR + consistency": 3}
 """Row -> seeds; the others run once."""
+_LISTS = ("unlabeled.jsonl", "phrases.txt", "modifiers.txt")
 _LOG = logging.getLogger(__name__)
 
 
@@ -133,7 +134,13 @@ def _load(args: argparse.Namespace) -> tuple[list[Concept], Foundation]:
 def _find_folder(args: argparse.Namespace) -> Path:
     """Return where runs of these steps, on these concepts, with this foundation are kept."""
     concepts = assign_splits(load_concepts(args.node_modules), args.work / "pictures")
-    facts = {"steps": args.steps, "concepts": {concept.slug: concept.split for concept in concepts}}
+    facts = {
+        "steps": args.steps,
+        "concepts": {concept.slug: concept.split for concept in concepts},
+        "configuration": (CONFIGURATIONS / "distil.toml").read_text(encoding="utf-8"),
+        "rows": ROWS,
+        "lists": {name: digest_file(args.work / "emoji" / name).sha256 for name in _LISTS},
+    }
     weights = digest_file(args.work / "trained/foundation/open_clip_model.safetensors").sha256
     return Path(args.work) / "ablation" / digest(weights={}, facts={**facts, "foundation": weights})[:12]
 

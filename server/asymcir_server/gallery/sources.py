@@ -55,14 +55,14 @@ class Source:
         yield from self._places.rejected
         for number, identity in enumerate(self._places.ids):
             place, row = self._places.find(number)
-            path = place.path(row)
+            path, lines = place.path(row), []
             try:
                 lines = place.lines(row)
                 metadata = _read_metadata(lines[0]) if lines else {}
             except (ImageError, ValueError) as exc:
                 yield Rejected(id=identity, path=path, reason=str(exc))
-                continue
-            yield Entry(id=identity, path=path, read=partial(self._places.read, number), metadata=metadata)
+            else:
+                yield Entry(id=identity, path=path, read=partial(self._places.read, number), metadata=metadata)
             for _ in lines[1:]:
                 yield Rejected(id=identity, path=path, reason="an earlier line names the same picture by the same id")
 

@@ -122,6 +122,14 @@ def test_a_line_that_names_a_picture_again_is_rejected(tmp_path: Path) -> None:
     assert "earlier line" in rejected(path)["a.png"] and len(open_source(path)) == 2
 
 
+def test_lines_that_name_a_picture_again_are_listed_although_the_first_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"path": "a.png", "x": NaN}\n{"path": "a.png"}\n{"path": "b.png"}\n')
+    found = [item for item in open_source(path) if isinstance(item, Rejected)]
+    assert ["cannot be sent" in item.reason for item in found] == [True, False]
+    assert "earlier line" in found[1].reason
+
+
 def test_metadata_of_a_list_that_changed_since_it_was_opened(tmp_path: Path) -> None:
     path = tmp_path / "list.jsonl"
     path.write_text('{"path": "a.png"}\n{"path": "b.png"}\n')

@@ -323,6 +323,9 @@ def test_held_out_triplets_share_no_reference_with_the_others() -> None:
     assert (union_stage._hold_out(references, 0.2, seed=0) == held).all()
     assert (union_stage._hold_out(references, 0.2, seed=1) != held).any()
     assert not union_stage._hold_out(references[:2], 0.05, seed=0).any()
+    # A reference with more triplets than the share is passed over, not the end of the draw.
+    uneven = np.concatenate([np.zeros(30, np.int64), np.arange(1, 71)])
+    assert {int(union_stage._hold_out(uneven, 0.05, seed=seed).sum()) for seed in range(5)} == {5}
 
 
 def test_a_modifier_that_does_not_fit_is_refused_before_the_cache(

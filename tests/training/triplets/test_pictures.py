@@ -1,5 +1,6 @@
 """Which pictures triplets need, and the gallery that they are searched in."""
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,15 @@ def test_targets_of_one_concept_are_numbered_alike(tmp_path: Path) -> None:
     found = number_pictures(triplets)
     answers = number_concepts(triplets, found.targets, pictures=len(found.paths))
     assert answers.tolist() == [0, 1, 2, 1, 4]  # the reference, then a to d
+
+
+def test_a_gallery_may_be_a_zip(tmp_path: Path) -> None:
+    reference, target, other = _pictures(tmp_path, "a.png", "b.png", "c.png")
+    with zipfile.ZipFile(tmp_path / "gallery.zip", "w") as archive:
+        archive.write(other, "c.png")
+    triplet = PictureTriplet(reference=reference, modifier="m", target=target)
+    gallery = gather_gallery([triplet], [tmp_path / "gallery.zip"])
+    assert gallery.paths == [target, tmp_path / "gallery.zip" / "c.png"]
 
 
 def test_the_gallery_holds_each_picture_once(tmp_path: Path) -> None:

@@ -110,13 +110,16 @@ def embed_captions(
     """
     numbers: dict[str | tuple[str, ...], int] = {}
     wordings: list[list[str]] = []
+    said: list[set[str]] = []
     labels = np.empty(len(kept), dtype=np.int64)
     for row, number in enumerate(kept):
         captions = pictures.captions(int(number))
         label = numbers.setdefault(pictures.concept(int(number)) or captions, len(numbers))
         if label == len(wordings):
             wordings.append(list(captions))
-        wordings[label] += [caption for caption in captions if caption not in wordings[label]]
+            said.append(set(captions))
+        wordings[label] += [caption for caption in captions if caption not in said[label]]
+        said[label].update(captions)
         labels[row] = label
     texts = [text for captions in wordings for text in captions]
     return labels, Wordings(embed(texts), [len(captions) for captions in wordings])

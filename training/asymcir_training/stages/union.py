@@ -165,9 +165,10 @@ def _hold_out(references: NDArray[np.int64], share: float, *, seed: int) -> NDAr
     held = np.zeros(len(references), bool)
     for reference in np.random.default_rng(seed).permutation(np.unique(references)):
         more = held | (references == reference)
-        if more.sum() > share * len(references):
-            break
-        held = more
+        if more.sum() <= share * len(references):
+            held = more
+    if share and not held.any():
+        _LOG.warning("no reference has so few triplets that held_out=%s holds it: nothing is validated", share)
     return held
 
 
@@ -264,6 +265,11 @@ def _train_transagg(
     pictures = PictureFiles(asked.paths[: asked.asking])
     asking = open_teacher_cache(root, foundation, pictures, execution, patches=True)
     assert asking.patches is not None
+    if not np.array_equal(asking.identities, asked.cache.identities[: len(asking.kept)]):
+        raise DataError(
+            "the pictures that ask are not the same in the teacher cache with patches and in the one without: a file "
+            f"changed, or could not be read once. Make all of {config.triplets.path} readable, and start again"
+        )
     device, target = execution.processes.device, config.transagg.target
     fusion = TransAgg(foundation.embedding_width).to(device)
     trained = head.to(device) if target == "union" else None

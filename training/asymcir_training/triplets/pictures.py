@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from asymcir_common.places import PICTURE_SUFFIXES
+from asymcir_common.errors import PlaceError
+from asymcir_common.places import find_pictures
 from torch import Tensor
 from torch.nn import functional
 
@@ -105,10 +106,10 @@ class TripletGallery:
 def gather_gallery(triplets: Sequence[PictureTriplet], folders: Sequence[Path] = ()) -> TripletGallery:
     """Make the gallery of triplets.
 
-    Without folders it is every picture that they name, references too, as CIRR has it. With folders it is what lies
-    below them, and the answers: queries may be of another kind than the gallery (sketches, another style), and their
-    pictures no part of it. A picture that comes both ways is one row; as two, an answer's copy would stand among the
-    wrong ones.
+    Without folders it is every picture that they name, references too, as CIRR has it. With folders (or archives) it is
+    what they hold, and the answers: queries may be of another kind than the gallery (sketches, another style), and
+    their pictures no part of it. A picture that comes both ways is one row; as two, an answer's copy would stand among
+    the wrong ones.
 
     Raises:
         DataError: a folder without pictures.
@@ -118,9 +119,12 @@ def gather_gallery(triplets: Sequence[PictureTriplet], folders: Sequence[Path] =
         for picture in triplet.answers if folders else triplet.pictures:
             paths.setdefault(picture.resolve(), picture)
     for folder in folders:
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+        try:
+            found = find_pictures(folder)
+        except PlaceError as exc:
+            raise DataError(f"the gallery {folder}: {exc}") from exc
         if not found:
-            raise DataError(f"no picture below the gallery {folder}: expected PNG, JPEG, WebP files")
+            raise DataError(f"no picture below the gallery {folder}: expected a folder or an archive with pictures")
         for picture in found:
             paths.setdefault(picture.resolve(), picture)
     rows = {path: row for row, path in enumerate(paths)}
