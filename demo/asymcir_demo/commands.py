@@ -105,14 +105,15 @@ def run_demo(args: argparse.Namespace) -> int:
     print(f"\nDone in {elapsed_s:.0f} s, peak memory {memory_mb:.0f} MB. Try your own picture:\n")
     # The command may not be on the PATH: name the one that runs.
     asymcir = shlex.quote(sys.argv[0]) if Path(sys.argv[0]).name == "asymcir" else "asymcir"
-    print(f"   {asymcir} serve --server-bundle {assets.server_bundle} --gallery {gallery} --port 50051 &")
+    print(f"   {asymcir} serve --server-bundle {assets.server_bundle} --gallery {gallery} --port 50051\n")
+    print('and, when that has printed "serving", in a second terminal:\n')
     print(
         f"   {asymcir} query --image YOUR.jpg --text 'is blue' --server localhost:50051 "
         f"--device-bundle {assets.device_bundle}"
     )
     print("\nor your own gallery:\n")
     print(f"   {asymcir} gallery build YOUR_PICTURES --server-bundle {assets.server_bundle} --gallery my-gallery")
-    print(f"   {asymcir} serve --server-bundle {assets.server_bundle} --gallery my-gallery --port 50052 &")
+    print(f"   {asymcir} serve --server-bundle {assets.server_bundle} --gallery my-gallery --port 50052")
     return 0
 
 

@@ -35,12 +35,12 @@ _SUMMARIES = {
     "describe": "print what a server holds: spaces, galleries, limits",
     "encode": "turn pictures into sentence tokens, on this device",
     "eval": "measure retrieval accuracy on a dataset",
-    "export": "write device and server bundles from checkpoints",
-    "gallery": "build a gallery from pictures",
+    "export": "write a device or a server bundle from trained models",
+    "gallery": "build a gallery from pictures, or check one and say what it holds",
     "query": "search a server by a picture and a typed change",
     "selftest": "compare a device bundle with its golden tokens on this machine, and time it",
-    "serve": "answer queries from a gallery",
-    "train": "train the light encoder or the UNION head",
+    "serve": "answer composed queries over gRPC",
+    "train": "train a foundation, the light encoder or the UNION head",
 }
 _PACKAGES = (
     "asymcir_benchmarks",
@@ -77,6 +77,9 @@ _EXTRA_OF_MODULE = {
     "onnxscript": "export",
     "resvg_py": "demo-assets",
 }
+
+_EXTRA_OF_COMMAND = {"export": "export"}
+"""Commands whose extra includes those of all modules that they need."""
 
 
 class _Parser(ArgumentParser):
@@ -149,7 +152,7 @@ def _run(words: Sequence[str]) -> int:
     except AsymcirError as exc:
         _print_error(str(exc))
     except ModuleNotFoundError as exc:
-        _print_error(_describe_missing_module(exc))
+        _print_error(_describe_missing_module(exc, _find_command(words)))
     except OSError as exc:
         _print_error(f"{exc.filename}: {exc.strerror}" if exc.filename and exc.strerror else str(exc))
         if verbose:
@@ -191,7 +194,7 @@ def _build_parser(words: Sequence[str] | None, kind: type[_Parser]) -> ArgumentP
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version or '(not installed)'}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
-    asked = next((word for word in words or () if not word.startswith("-")), None)
+    asked = _find_command(words or ())
     if version is None and asked in _SUMMARIES and asked not in commands:
         raise AsymcirError(
             f"{_DISTRIBUTION} is not installed, only importable, and then has only {', '.join(sorted(commands))}: "
@@ -220,10 +223,15 @@ def _find_commands() -> tuple[str | None, dict[str, Callable[[], _Register]]]:
     return distribution.version, {entry.name: entry.load for entry in distribution.entry_points.select(group=_GROUP)}
 
 
-def _describe_missing_module(exc: ModuleNotFoundError) -> str:
+def _find_command(words: Sequence[str]) -> str | None:
+    return next((word for word in words if not word.startswith("-")), None)
+
+
+def _describe_missing_module(exc: ModuleNotFoundError, command: str | None) -> str:
     module = (exc.name or "").partition(".")[0]
     extra = _EXTRA_OF_MODULE.get(module)
     if extra is not None:
+        extra = _EXTRA_OF_COMMAND.get(command or "", extra)
         return (
             f"this command needs {module}, of the extra {extra!r}, which is not installed: "
             f"pip install '{_DISTRIBUTION}[{extra}]'"

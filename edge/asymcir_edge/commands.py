@@ -58,7 +58,7 @@ def register_query(subparsers: Any) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", type=Path, metavar="PIC", help="a picture file")
     source.add_argument("--tokens", type=Path, metavar="FILE.npy", help="sentence tokens that `asymcir encode` wrote")
-    parser.add_argument("--text", default="", metavar="CHANGE", help='the typed change, such as "but blue"')
+    parser.add_argument("--text", default="", metavar="CHANGE", help='the typed change, such as "is blue"')
     add_server(parser, timeout_s=_DEFAULT_TIMEOUT_S)
     _add_encoder(parser)
     parser.add_argument(

@@ -44,7 +44,7 @@ def _register_device(kinds: Any) -> None:
         metavar="FOLDER",
         help="queries and gallery to measure R@10 with; needs --server-bundle",
     )
-    parser.add_argument("--strict", action="store_true", help="exit with 1 if a variant fails its gate")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a variant misses its thresholds")
     parser.add_argument("--foundation", metavar="NAME", help="check that the checkpoint belongs to this foundation")
     parser.add_argument("--pretrained", metavar="TAG", help="its pretrained tag or checkpoint")
     parser.set_defaults(run=_run_device, log_level=logging.INFO)
@@ -83,7 +83,9 @@ def _register_server(kinds: Any) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser, *, storages: tuple[str, ...]) -> None:
-    parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="folder to write; must not exist")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="BUNDLE", help="folder to write; must not exist, unless --force"
+    )
     parser.add_argument("--pictures", required=True, type=Path, metavar="FOLDER", help="pictures to compare on")
     parser.add_argument(
         "--storage", choices=storages, default="fp32", help="how weights are kept; they are computed with in float32"
@@ -173,7 +175,7 @@ def _run_device(args: argparse.Namespace) -> int:
     dropped = [name for name, record in variants.items() if record["status"] == "dropped"]
     if dropped:
         report = args.out / "report.html"
-        print(f"warning: left out, their gates failed: {', '.join(dropped)}; see {report}", file=sys.stderr)
+        print(f"warning: left out, their thresholds were not met: {', '.join(dropped)}; see {report}", file=sys.stderr)
     return 1 if dropped and args.strict else 0
 
 

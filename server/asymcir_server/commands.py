@@ -27,7 +27,7 @@ Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 
 def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     """Add `asymcir gallery build` and `asymcir gallery info`."""
-    gallery = subparsers.add_parser("gallery", help="build a gallery from pictures, or look at one")
+    gallery = subparsers.add_parser("gallery", help="build a gallery from pictures, or check one and say what it holds")
     actions = gallery.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     build = actions.add_parser(

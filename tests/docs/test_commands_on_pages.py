@@ -76,7 +76,7 @@ def test_makefile() -> None:
             "seeed",
         ),
         ("asymcir train union t --out o --foundation f --light l --set run.chunks=0", "run.chunks from 1"),
-        ("asymcir train union t --out o --foundation f", "triplets.light is missing"),
+        ("asymcir train union t --out o --foundation f", "triplets.light (--light) is missing"),
         ("asymcir train distil --config demo/training/nothing.toml", "is not in the repository"),
         ("asymcir encode demo/assets/queries.zip/no.webp --device-bundle D", "is not in the repository"),
         ("make nothing", "no target nothing"),

@@ -11,6 +11,7 @@ from typing import Any
 import asymcir_edge
 import pytest
 from asymcir_common import AsymcirError
+from asymcir_edge import cli
 from asymcir_edge.cli import main
 
 Handler = Callable[[argparse.Namespace], int]
@@ -151,6 +152,15 @@ def test_missing_extra(
     commands["good"] = _raises(ModuleNotFoundError(f"No module named {module!r}", name=module))
     assert main(["good"]) == 1
     assert _one_line(capsys).endswith(f"which is not installed: pip install 'asymcir[{extra}]'")
+
+
+def test_missing_extra_is_that_of_the_command(
+    commands: dict[str, Handler], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cli._EXTRA_OF_COMMAND, "good", "export")
+    commands["good"] = _raises(ModuleNotFoundError("No module named 'torch'", name="torch"))
+    assert main(["good"]) == 1
+    assert _one_line(capsys).endswith("of the extra 'export', which is not installed: pip install 'asymcir[export]'")
 
 
 @pytest.mark.parametrize(

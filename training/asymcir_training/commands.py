@@ -60,7 +60,7 @@ _SWITCHES: Mapping[str, Mapping[str, tuple[str, str]]] = {
 _COMMON_SWITCHES = {"allow-changes": ("run.allow_changes", "resume although the configuration changed")}
 _HELP = {
     "foundation": "align a visual tower to a locked text tower, on captioned pictures",
-    "distil": "distil a light encoder from a foundation, on unlabeled pictures",
+    "distil": "distil a light encoder from a foundation, on unlabelled pictures",
     "union": "train the UNION head (or TransAgg) from triplets, towers frozen",
 }
 _INPUTS = {

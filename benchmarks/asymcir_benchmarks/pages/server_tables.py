@@ -19,7 +19,7 @@ _HEAD = (
     "ms",
     "times faster than fp32",
     "peak memory, MB",
-    "meets its gate",
+    "meets its thresholds",
 )
 
 
@@ -54,7 +54,7 @@ def lay_out_server_sizes(record: Mapping[str, Any]) -> str:
 def lay_out_server_answers(record: Mapping[str, Any]) -> str:
     """A row for each leaner tower whose answers were compared with float32's."""
     figures = record["figures"]
-    rows = [["model", "tower", "computes in", "change of R@10", "top ten shared with fp32", "meets its gate"]]
+    rows = [["model", "tower", "computes in", "change of R@10", "top ten shared with fp32", "meets its thresholds"]]
     for name, tower, compute in _find_towers(figures):
         key = f"{name}, {tower}, {compute}"
         if f"{key}, recall at 10 change" in figures:

@@ -32,6 +32,10 @@ _EXPECTED = 'expected a line like {"path": "pictures/1.jpg", "captions": ["a red
 _UNTIDY = re.compile(r"(^|/)\.?(/|$)")  # a part that is empty or a dot
 
 
+class NotAnObjectError(ValueError):
+    """A line or a .json file is no JSON object; the text continues "it is "."""
+
+
 class ListedPicture(NamedTuple):
     """What a line names: a path without `./`, the id, and whether the line gave it."""
 
@@ -44,14 +48,14 @@ def parse_record(data: bytes) -> dict[str, Any]:
     """Parse a line or a .json file.
 
     Raises:
-        ValueError: it is no JSON object.
+        NotAnObjectError: it is no JSON object.
     """
     try:
         record = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as exc:
-        raise ValueError(f"not JSON: {exc}") from exc
+        raise NotAnObjectError(f"not JSON: {getattr(exc, 'msg', exc)}") from exc  # its line is not the list's
     if not isinstance(record, dict):
-        raise ValueError(f"not a JSON object: {_EXPECTED}")
+        raise NotAnObjectError(f"not a JSON object: {_EXPECTED}")
     return record
 
 
@@ -128,7 +132,8 @@ class ListPlace:
                         if may_lead_into_archive(name):
                             self._reader.check(path.parent / name)
                     except (ValueError, PlaceError) as exc:
-                        rejected.append(Rejected(id=f"{path.name}:{number}", path=name, reason=str(exc)))
+                        reason = f"line {number} is {exc}" if isinstance(exc, NotAnObjectError) else str(exc)
+                        rejected.append(Rejected(id=f"{path.name}:{number}", path=name, reason=reason))
                         continue
                     row = rows.setdefault(name if identity == name else (identity, name), len(rows))
                     if row == len(ids):

@@ -29,7 +29,7 @@ from asymcir_common.places.archives import ArchivePlace
 from asymcir_common.places.file_reading import OpenFiles
 from asymcir_common.places.folders import FolderPlace
 from asymcir_common.places.lists import ListPlace
-from asymcir_common.places.rules import ARCHIVE_SUFFIXES, LIST_SUFFIXES, Rejected, is_compressed_tar
+from asymcir_common.places.rules import ARCHIVE_SUFFIXES, LIST_SUFFIXES, PICTURE_SUFFIXES, Rejected, is_compressed_tar
 
 _KINDS = "a folder, a .zip, an uncompressed .tar (with {000..012} and * for several), or a .jsonl list"
 
@@ -163,8 +163,9 @@ def _expand_spec(spec: str | Path) -> list[Path]:
         found += [Path(match) for match in matches]
     missing = [path for path in found if not path.exists()]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise PlaceError(f"no pictures at {missing[0]}{more}, from {text}: expected {_KINDS}")
+        what = "does not exist" if len(missing) == 1 else f"and {len(missing) - 1} more do not exist"
+        source = "" if str(missing[0]) == text else f", from {text}"
+        raise PlaceError(f"{missing[0]} {what}{source}: expected {_KINDS}")
     return found
 
 
@@ -173,12 +174,15 @@ def _open_place(path: Path, files: OpenFiles, index_folder: Path | None, *, seve
     if path.is_dir():
         return FolderPlace(path, f"{path.resolve().name}/" if several else "")
     if not path.is_file():
-        raise PlaceError(f"no pictures at {path}: expected {_KINDS}")
+        what = "is neither a file nor a folder" if path.exists() else "does not exist"
+        raise PlaceError(f"{path} {what}: expected {_KINDS}")
     prefix = f"{path.name}/" if several else ""
     if suffix in ARCHIVE_SUFFIXES or is_compressed_tar(path.name):
         return ArchivePlace(path, files, prefix, index_folder=index_folder)
     if suffix in LIST_SUFFIXES:
         return ListPlace(path, files, prefix)
+    if suffix in PICTURE_SUFFIXES:
+        raise PlaceError(f"{path} is a picture: expected {_KINDS}")
     raise PlaceError(f"{path} is no place that pictures come from: expected {_KINDS}")
 
 

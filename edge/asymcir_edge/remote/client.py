@@ -128,7 +128,7 @@ class RetrievalClient:
         Args:
             tokens: [L, D], as `QueryEncoder.encode_image` returns them.
             word_space: the space of the tokens, from the device bundle.
-            modifier: the change, such as "but blue"; empty for none.
+            modifier: the change, such as "is blue"; empty for none.
             gallery: its name; empty for the server's only or first one.
             top_k: hits at most.
             excluded_ids: items that must not be answered, as a rule the picture that the query started from.

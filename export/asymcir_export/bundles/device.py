@@ -51,7 +51,7 @@ def export_device_bundle(
 
     Its graphs take `pixels` uint8 [height, width, 3], RGB, of any size, and give `sentence_tokens` float32 [L, D].
     All or nothing: the folder appears at `out` once everything in it was compared with the original. A variant that
-    fails its gate is left out, and the manifest (`variants`) and `report.html` say why.
+    misses its thresholds is left out, and the manifest (`variants`) and `report.html` say why.
 
     Args:
         encoder: the trained light encoder, normalised pixels [b, 3, S, S] -> sentence tokens [b, L, D]; put into eval

@@ -1,6 +1,6 @@
-"""The device encoder in every precision and format, each kept only if it passes its gate.
+"""The device encoder in every precision and format, each kept only if it meets its thresholds.
 
-| variant | what | gate |
+| variant | what | thresholds |
 |---|---|---|
 | `fp16` | ONNX, computed in fp16 | THRESHOLDS, and R@10 |
 | `int8` | ONNX, static int8 (QDQ), calibrated on pictures | THRESHOLDS, and R@10 |
@@ -113,8 +113,8 @@ def write_variants(folder: Path, source: Source, names: Sequence[str]) -> dict[s
         names: of VARIANTS.
 
     Returns:
-        Name -> record, in the order of VARIANTS: `file`, `status` ("kept", "dropped": its gate failed, "absent": it
-        could not be written), `reason`, and what was measured.
+        Name -> record, in the order of VARIANTS: `file`, `status` ("kept", "dropped": it missed its thresholds,
+        "absent": it could not be written), `reason`, and what was measured.
     """
     records: dict[str, dict[str, Any]] = {}
     for name in VARIANTS:
@@ -247,7 +247,7 @@ def _try_variant(name: str, path: Path, source: Source) -> dict[str, Any]:
 
 
 def _try_int8(path: Path, source: Source) -> dict[str, Any]:
-    """Write int8 in full; where its gate fails, with the most sensitive layers float.
+    """Write int8 in full; where it misses its thresholds, with the most sensitive layers float.
 
     Raises:
         ExportError: the graph cannot be quantised.

@@ -1,4 +1,4 @@
-"""The server bundle's gate on answers: composed queries searched before and after its towers were made leaner.
+"""The server bundle's threshold on answers: composed queries searched before and after its towers were made leaner.
 
 Before means the same towers in float32, which parity.py compares with PyTorch; after, what the bundle holds: its text
 tower reads the queries, and its visual tower and UNION head make the gallery.

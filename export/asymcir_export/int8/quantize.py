@@ -1,8 +1,8 @@
 """Graphs that compute in lower precision, and the format that phones load without a parser.
 
-Unlike weight_storage.py, which only stores weights smaller, these change what is computed, so each has to pass its
-gate (bundles/variants.py). int8 is static: activations get their ranges from real pictures, weights a scale per output
-channel, and QuantizeLinear / DequantizeLinear pairs (QDQ) say so in standard operators. The quantiser is ONNX
+Unlike weight_storage.py, which only stores weights smaller, these change what is computed, so each has to meet its
+thresholds (bundles/variants.py). int8 is static: activations get their ranges from real pictures, weights a scale per
+output channel, and QuantizeLinear / DequantizeLinear pairs (QDQ) say so in standard operators. The quantiser is ONNX
 Runtime's own.
 """
 

@@ -240,4 +240,6 @@ def _explain_nothing(images: str | Path | Sequence[str | Path], source: Source, 
         return f"no pictures in {named}: {source.found}"
     with (folder / QUARANTINE_NAME).open(encoding="utf-8") as stream:
         first = json.loads(stream.readline())
+    if quarantined == 1:
+        return f"the only picture in {named} cannot be used: {first['reason']}"
     return f"none of the {quarantined} pictures in {named} can be used; the first: {first['reason']}"

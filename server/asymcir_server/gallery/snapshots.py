@@ -13,8 +13,8 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from asymcir_common import BundleError
@@ -59,13 +59,14 @@ def lock_gallery(gallery: Path) -> Iterator[None]:
     """Hold a gallery for one build, creating its folder where there is none.
 
     The lock goes with the process, so a killed build leaves none behind. What a killed build left half-written is
-    removed here, where no other build can be running.
+    removed here, where no other build can be running. A build that fails leaves no folder that it made.
 
     Raises:
         GalleryBuildError: another build holds it, or the folder is something else and not empty.
     """
     if gallery.exists() and not gallery.is_dir():
         raise GalleryBuildError(f"{gallery} exists and is not a folder: choose another --gallery")
+    made = [path for path in (gallery / SNAPSHOTS_NAME, gallery) if not path.exists()]
     try:
         if gallery.is_dir() and not is_gallery(gallery) and any(gallery.iterdir()):
             raise GalleryBuildError(f"{gallery} exists, is not empty and is not a gallery: choose another --gallery")
@@ -81,7 +82,11 @@ def lock_gallery(gallery: Path) -> Iterator[None]:
                 f"another build is running in {gallery}: wait for it, or choose another --gallery"
             ) from exc
         _remove_leftovers(gallery)
-        yield
+        try:
+            yield
+        except BaseException:
+            _remove_made(gallery, made)
+            raise
     finally:
         os.close(handle)
 
@@ -125,6 +130,14 @@ def _remove_leftovers(gallery: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for path in gallery.glob(f".{CURRENT_NAME}.*.tmp"):
         path.unlink(missing_ok=True)
+
+
+def _remove_made(gallery: Path, made: Sequence[Path]) -> None:
+    """Remove the folders that this build made, the innermost first, and its lock; those that hold a snapshot stay."""
+    with suppress(OSError):
+        for path in made:
+            path.rmdir()
+            (gallery / LOCK_NAME).unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

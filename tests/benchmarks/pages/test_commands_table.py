@@ -23,7 +23,10 @@ def test_arguments_have_their_meaning_and_default() -> None:
     rows = _rows("asymcir gallery build")
     assert rows["`IMAGES`"][1] == rows["`--server-bundle FOLDER`"][1] == rows["`--gallery FOLDER`"][1] == "required"
     assert rows["`--batch-size N`"] == ["pictures per encoder run", "32"]
-    assert rows["`--target TARGET`"] == ["target representation: union, original, sum", "union"]
+    assert rows["`--target TARGET`"] == [
+        "target representation: union, original, sum",
+        "union, original for a bundle without a UNION head",
+    ]
     assert rows["`--replace-space`"][1] == "-" and "`--verbose`" not in rows
     rows = _rows("asymcir query")
     assert rows["`--image PIC`"][1] == rows["`--tokens FILE.npy`"][1] == "one of these is required"

@@ -90,8 +90,13 @@ def test_names_with_single_or_unbalanced_braces_are_taken_as_they_stand(write, p
     for name in ("a{1}", "b{", "c}d"):
         write("zip", tmp_path / name, {"x.png": picture()})
         assert len(open_places(f"{tmp_path}/{name}/*.zip")) == 1
-    with pytest.raises(PlaceError, match="no pictures at"):
+    with pytest.raises(PlaceError, match=r"e\{ does not exist: expected a folder"):
         open_places(f"{tmp_path}/e{{")
+    with pytest.raises(PlaceError, match=r"0 and 1 more do not exist, from .*/\{0,1\}: expected a folder"):
+        open_places(f"{tmp_path}/{{0,1}}")
+    (tmp_path / "one.png").write_bytes(picture())
+    with pytest.raises(PlaceError, match=r"one\.png is a picture: expected a folder"):
+        open_places(tmp_path / "one.png")
 
 
 def test_a_place_without_pictures_is_none(write, tmp_path: Path) -> None:

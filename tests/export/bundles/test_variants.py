@@ -43,7 +43,7 @@ def test_a_variant_that_fails_its_gate_is_left_out_and_the_command_warns(
     monkeypatch.setattr(variants, "to_fp16", damage)
     assert main([*words, "--variants", "fp16", "fp32-ort"]) == 0
     printed = capsys.readouterr()
-    assert "fp16: dropped" in printed.out and "warning: left out, their gates failed: fp16;" in printed.err
+    assert "fp16: dropped" in printed.out and "warning: left out, their thresholds were not met: fp16;" in printed.err
     manifest = read_manifest(out, format=DEVICE_BUNDLE)
     assert manifest.properties["encoders"] == {"fp32": "encoder.onnx", "fp32-ort": "encoder.ort"}
     assert not (out / "encoder.fp16.onnx").exists()

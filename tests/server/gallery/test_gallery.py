@@ -199,11 +199,11 @@ def test_nothing_usable_is_an_error_and_leaves_no_gallery(tmp_path: Path, bundle
     for folder in (empty, broken):
         folder.mkdir()
     (broken / "x.png").write_bytes(b"no picture")
-    for folder, reason in ((empty, "no pictures in"), (broken, "none of the 1 pictures .* not a picture format")):
+    for folder, reason in ((empty, "no pictures in"), (broken, "the only picture in .* not a picture format")):
         with pytest.raises(GalleryBuildError, match=reason):
             build_gallery(folder, bundle, tmp_path / "g")
-        assert list((tmp_path / "g" / "snapshots").iterdir()) == []
-        with pytest.raises(BundleError, match="no finished gallery"):
+        assert not (tmp_path / "g").exists()
+        with pytest.raises(BundleError, match="no gallery at"):
             Gallery.open(tmp_path / "g")
 
 

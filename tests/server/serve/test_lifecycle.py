@@ -176,7 +176,7 @@ def test_the_command_builds_looks_and_refuses(
             ),
             (
                 ("gallery", "build", tmp_path / "none", "--server-bundle", bundle_folder, "--gallery", out),
-                "no pictures at",
+                "none does not exist: expected a folder",
             ),
         ]
         for arguments, text in refusals:

@@ -168,7 +168,7 @@ def test_what_is_no_place_for_pictures_is_refused(write, picture, tmp_path: Path
     (tmp_path / "empty.jsonl").write_text("\n")
     write("zip", tmp_path, {"a.txt": b"no picture"})
     for name, reason in {
-        "nowhere": "no pictures at", "x.tar.gz": "compressed", "x.rar": "expected a folder", "cut.zip": "cut off",
+        "nowhere": "does not exist", "x.tar.gz": "compressed", "x.rar": "expected a folder", "cut.zip": "cut off",
         "bad.tar": "cannot read the archive", "empty.tar": "cannot read the archive", "empty.jsonl": "no picture in",
         "pictures.zip": r"found 1 \.txt",
     }.items():  # fmt: skip

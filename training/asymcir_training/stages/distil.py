@@ -1,4 +1,4 @@
-"""`asymcir train distil`: a light (or symmetric) encoder distilled from a frozen foundation on unlabeled pictures."""
+"""`asymcir train distil`: a light (or symmetric) encoder distilled from a frozen foundation on unlabelled pictures."""
 
 import logging
 from collections.abc import Sequence

@@ -169,7 +169,7 @@ class FoundationRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistilRun:
-    """`asymcir train distil`: distil a light encoder from a foundation, on unlabeled pictures."""
+    """`asymcir train distil`: distil a light encoder from a foundation, on unlabelled pictures."""
 
     run: RunSection
     data: DataSection

@@ -1,4 +1,4 @@
-"""Distil the light encoder and its token learner from the frozen foundation, on unlabeled images.
+"""Distil the light encoder and its token learner from the frozen foundation, on unlabelled images.
 
 GCD and LAR as the paper has them (LAR by a matching encoder, or in its form for CLIP-like models, which have none), and
 composition consistency (ours).

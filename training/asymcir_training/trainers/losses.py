@@ -71,7 +71,7 @@ def composition_consistency(composed: Tensor, described: Tensor, scale: Tensor |
     """Ask text(tokens, m) to match text("a photo of X", m), X the nearest phrase to the image under the teacher.
 
     Ours, beyond the paper: without it the sentence tokens learn to dominate the text encoder and the typed change
-    hardly moves the query. Unlabeled images are still all it needs.
+    hardly moves the query. Unlabelled images are still all it needs.
 
     Args:
         composed: [b, E], text features of the sentence tokens with a random modifier.
