@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asymcir_common.places.archive_index import read_index
-from asymcir_common.places.file_reading import OpenFiles, stamp_of
+from asymcir_common.places.file_reading import OpenFiles, place_of_member, stamp_of
 
 
 class ArchivePlace:
@@ -52,7 +52,13 @@ class ArchivePlace:
 
     def stamp(self, row: int) -> tuple[str, int, int]:
         """Return where a picture lies on this machine, its size unpacked, and when its archive changed, in ns."""
-        return f"{self._place}/{self.path(row)}", int(self._members["size"][self._pictures[row]]), self._changed_ns
+        name, member = self.path(row), self._members[self._pictures[row]]
+        around = (*self.ids[max(row - 1, 0) : row], *self.ids[row + 1 : row + 2])  # of one name, they are neighbours
+        return (
+            place_of_member(self._place, name, member, repeated=self.ids[row] in around),
+            int(member["size"]),
+            self._changed_ns,
+        )
 
     def read(self, row: int) -> bytes:
         """Return a picture's file; ImageError when it cannot be read."""

@@ -106,6 +106,19 @@ def stamp_of(path: Path) -> tuple[str, int, int]:
     return (place, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (place, MISSING, 0)
 
 
+def place_of_member(archive: str, name: str, member: np.void, *, repeated: bool) -> str:
+    """Return where a member of an archive lies: "archive/name".
+
+    Args:
+        archive: absolute path.
+        name: of the member.
+        member: of MEMBER.
+        repeated: whether another member has that name; then the member's offset stands behind a zero character, which
+            no name has.
+    """
+    return f"{archive}/{name}\0{int(member['offset'])}" if repeated else f"{archive}/{name}"
+
+
 def read_file(path: Path, name: str) -> bytes:
     """Return a file's bytes.
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from asymcir_common.errors import ImageError, PlaceError
 from asymcir_common.places.directories import read_directory
-from asymcir_common.places.file_reading import MISSING, OpenFiles, read_file, size_of, stamp_of
+from asymcir_common.places.file_reading import MISSING, OpenFiles, place_of_member, read_file, size_of, stamp_of
 
 _ARCHIVE = re.compile(r"\.(zip|tar|tar\.\w+|tgz|tbz2?|txz)/", re.IGNORECASE)
 
@@ -58,7 +58,13 @@ class PathReader:
         if found is None:
             return stamp_of(path)
         archive, name = found
-        return f"{archive.stamp[0]}/{name}", self.size(path), archive.stamp[2]
+        place, _, changed_ns = archive.stamp
+        row = archive.rows.get(name)
+        if row is None:
+            return f"{place}/{name}", MISSING, changed_ns
+        member = archive.members[row]
+        where = place_of_member(place, name, member, repeated=name in archive.repeated)
+        return where, int(member["size"]), changed_ns
 
     def read(self, path: Path, name: str = "") -> bytes:
         """Return the bytes of a file or member.
@@ -110,8 +116,10 @@ class _Archive:
         self.path, self.stamp = path, stamp_of(path)
         self.members: NDArray[np.void] = directory.members
         self.rows: dict[str, int] = {}
+        self.repeated: set[str] = set()
         for row, name in enumerate(directory.names):
-            self.rows.setdefault(name, row)
+            if self.rows.setdefault(name, row) != row:
+                self.repeated.add(name)
 
 
 def _open_archive(path: Path) -> _Archive | str | None:

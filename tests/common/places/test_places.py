@@ -1,8 +1,10 @@
 """Places by braces and globs, several together, and in other processes."""
 
+import io
 import multiprocessing
 import os
 import pickle
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,18 @@ def test_where_a_picture_lies_and_when_it_changed(write, tmp_path: Path) -> None
     pictures, files = open_pictures([tmp_path / "list.jsonl"]), PictureFiles([path / "a.png" for path in paths])
     assert [pictures.place(number) for number in range(3)] == expected[:3] == [files.place(n) for n in range(3)]
     assert [files.read(number) for number in range(3)] == [b"abc"] * 3
+
+
+def test_members_of_one_name_lie_in_different_places(write, tmp_path: Path) -> None:
+    path = write("tar", tmp_path, {"a.png": b"abc", "b.png": b"b"})
+    with tarfile.open(path, "a") as archive:
+        info = tarfile.TarInfo("a.png")
+        info.size = 3
+        archive.addfile(info, io.BytesIO(b"xyz"))
+    place = open_places(path).places[0]
+    first, second, other = (place.stamp(row) for row in range(3))
+    assert first[0] != second[0] and first[1:] == second[1:] and other[0] == f"{path}/b.png"
+    assert PathReader().stamp(path / "a.png") == first and PathReader().read(path / "a.png") == b"abc"
 
 
 def test_names_with_single_or_unbalanced_braces_are_taken_as_they_stand(write, picture, tmp_path: Path) -> None:
