@@ -1,4 +1,4 @@
-"""What the teacher cache does with pictures of one name, pictures that cannot be read, and a store that is read-only."""
+"""The teacher cache with pictures of one name, pictures that cannot be read, and a store that is read-only."""
 
 import io
 import tarfile

@@ -26,6 +26,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from asymcir_common import AsymcirError
 from asymcir_common.files import write_atomically
 from numpy.typing import NDArray
 
@@ -36,6 +37,10 @@ _STATE_NAME, _INDEX_NAME = "cache.json", "index.sqlite"
 _KEYS_AT_ONCE = 1000
 _FLUSH_EVERY_S = 10.0
 _BUSY_S = 60.0
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_ERROR})
+"""Errors that a new store does away with; SQLITE_ERROR is that of a table or a column that is not there."""
+
+_HELD = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _SCHEMA = "CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, row INTEGER NOT NULL UNIQUE) WITHOUT ROWID;"
 
 Shape = tuple[int, ...]
@@ -70,7 +75,7 @@ class KeyedRows:
             schema: SQL that makes further tables of the index, if they are not there.
 
         Raises:
-            CacheError: the folder's store is damaged, or was made with something else.
+            CacheError: the folder's store is damaged, cannot be read, or was made with something else.
         """
         self.folder, self.what = folder, what
         self._facts, self._parts, self._schema = dict(facts), tuple(parts), _SCHEMA + schema
@@ -117,7 +122,8 @@ class KeyedRows:
 
         Args:
             shapes: of a row of each part, None for a part that this store lacks.
-            most: rows that may come; room is reserved for them, and what is not used is given back.
+            most: rows that may come; room is reserved for them, and what is not used is given back. So it is where an
+                error ends the writing; the rows that were appended before it are kept.
 
         Raises:
             CacheError: no room for so many, the disk fills up meanwhile, or rows of other shapes than the store's.
@@ -138,15 +144,29 @@ class KeyedRows:
                 if shape is not None
             ]
             writer = Writer(self._connect, files, self._count())
-            self._allocate(files, rows=writer.rows, most=most)
-            yield writer
+            try:
+                self._allocate(files, rows=writer.rows, most=most)
+                yield writer
+            except BaseException:
+                # The first error is the one to tell; whole rows are kept where that is possible.
+                with contextlib.suppress(AsymcirError, OSError):
+                    writer.flush()
+                with contextlib.suppress(AsymcirError, OSError):
+                    _give_back(files, self._count())
+                raise
             writer.flush()
-            for file in files:
-                file.cut(writer.rows)
+            _give_back(files, writer.rows)
 
     def damaged(self, why: str) -> CacheError:
         """Return the error for a store that cannot be used."""
         return CacheError(f"{self.what} {self.folder} is damaged ({why}): remove that folder, and it is made anew")
+
+    def _unusable(self, why: str) -> CacheError:
+        """Return the error for a store that may be whole, where it cannot be read or written."""
+        return CacheError(
+            f"{self.what} {self.folder} cannot be used ({why}); it is kept. Check that disk and the folder's "
+            "permissions, or pass another cache folder"
+        )
 
     def _count(self) -> int:
         if not self._has_index():
@@ -174,9 +194,17 @@ class KeyedRows:
             ) as connection:
                 yield connection
         except sqlite3.Error as exc:
-            if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            # The low byte is the kind of error, what stands above it tells more.
+            code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
+            if code == sqlite3.SQLITE_FULL:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from exc
-            raise self.damaged(f"{_INDEX_NAME}: {exc}") from exc
+            if code in _DAMAGE:
+                raise self.damaged(f"{_INDEX_NAME}: {exc}") from exc
+            if code in _HELD:
+                raise CacheError(
+                    f"another process holds {self.what} {self.folder} ({exc}): wait for it or end it, and start again"
+                ) from exc
+            raise self._unusable(f"{_INDEX_NAME}: {exc}") from exc
 
     def _read_state(self) -> None:
         path = self.folder / _STATE_NAME
@@ -186,7 +214,9 @@ class KeyedRows:
             shapes = [None if shape is None else tuple(int(side) for side in shape) for shape in state["shapes"]]
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+        except OSError as exc:
+            raise self._unusable(f"{_STATE_NAME}: {exc.strerror or exc}") from exc
+        except (ValueError, KeyError, TypeError) as exc:
             raise self.damaged(f"{_STATE_NAME} cannot be read: {type(exc).__name__}: {exc}") from exc
         if len(shapes) != len(self._parts):
             raise self.damaged(f"{_STATE_NAME} is of {len(shapes)} files, expected {len(self._parts)}")
@@ -274,6 +304,13 @@ class Writer:
                 connection.execute("COMMIT")
         self._waiting.clear()
         self._flushed_s = time.monotonic()
+
+
+def _give_back(files: Sequence[RowFile], rows: int) -> None:
+    """Cut files to their rows; one that is shorter, and so damaged, stays as it is."""
+    for file in files:
+        if file.size_bytes > rows * file.row_bytes:
+            file.cut(rows)
 
 
 @contextlib.contextmanager
