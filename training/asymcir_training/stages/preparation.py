@@ -24,7 +24,7 @@ from asymcir_training.stages.config_files import to_plain
 from asymcir_training.stages.sections import (
     RunSection,
 )
-from asymcir_training.teacher.cache import TeacherCache, build_teacher_cache
+from asymcir_training.teacher.cache import TeacherCache, Usable, build_teacher_cache
 from asymcir_training.teacher.texts import TextCache
 
 _CONFIG_FILE = "config.json"
@@ -86,9 +86,12 @@ def loop_of(
 def open_teacher_cache(
     root: Path, foundation: Foundation, pictures: PictureSet, execution: Execution, *, patches: bool
 ) -> TeacherCache:
-    """Build the cache in the main process, whose progress is seen, then open it in every one."""
+    """Build the cache in the main process, whose progress is seen, then open it in every one.
 
-    def build() -> TeacherCache:
+    The main process decides which pictures are used: one that it cannot read may be read by another process.
+    """
+
+    def build(usable: Usable | None) -> TeacherCache:
         return build_teacher_cache(
             root,
             foundation,
@@ -97,9 +100,12 @@ def open_teacher_cache(
             workers=execution.workers,
             device=execution.processes.device,
             autocast=execution.precision.lower,
+            usable=usable,
         )
 
-    return main_first(execution, build)
+    found = build(None) if execution.processes.is_main else None
+    usable: Usable | None = execution.processes.share_object(None if found is None else found.usable)
+    return build(usable) if found is None else found
 
 
 def embed_texts(root: Path, foundation: Foundation, texts: Sequence[str], execution: Execution) -> PickedRows:

@@ -7,13 +7,16 @@ patches are kept:
     patches.f16         [rows, P, E], patch features, not normalised (if asked for)
     sets/DIGEST         quarantine.jsonl: the pictures of one set that cannot be decoded, and so have no row
 
-The key of a picture is the SHA-256 of its file, whatever its name. A file whose place, size and time of change are
+The index also has, beside the rows' keys, which key was found at a place, and why a picture cannot be decoded: that is
+of one decoder, and another version of it tries again. The key of a picture is the SHA-256 of its file, whatever its
+name. A file whose place, size and time of change are
 unchanged is not read again. Disk space for all pictures of a set is reserved first, so that a disk that is too small is
 an error before the computation starts.
 
 Notation: n pictures, b batch, E joint-embedding width, P patches, S picture side.
 """
 
+import errno
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -22,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from asymcir_common import ImageError, Preprocessing, decode_image, preprocess
+from asymcir_common.pictures import MAX_PIXELS
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -45,12 +50,28 @@ CREATE TABLE IF NOT EXISTS places (
     place BLOB PRIMARY KEY, size_bytes INTEGER NOT NULL, changed_ns INTEGER NOT NULL, key BLOB NOT NULL
 ) WITHOUT ROWID;
 """
+# The first reason of a decoder stays: it names the picture, which has other names elsewhere.
+_REFUSE = """
+INSERT INTO problems VALUES (?, ?)
+ON CONFLICT (key) DO UPDATE SET reason = excluded.reason WHERE instr(problems.reason, ?) != 1
+"""
 _KEY_LENGTH = 16
 _KEY_BYTES = 32
 _NUMBERS_AT_ONCE = 10_000
+_DECODER = f"Pillow {PIL.__version__} up to {MAX_PIXELS} pixels"
+_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _PRECISIONS = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usable:
+    """Which pictures of a set have rows, as one process found it, for the others of its run; see `TeacherCache`."""
+
+    kept: NDArray[np.int64]
+    problems: list[tuple[str, str]]
+    identities: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +94,11 @@ class TeacherCache:
     problems: list[tuple[str, str]]
     identities: NDArray[np.uint8]
 
+    @property
+    def usable(self) -> Usable:
+        """What the other processes of a run need, to open the same rows."""
+        return Usable(kept=self.kept, problems=self.problems, identities=self.identities)
+
 
 def build_teacher_cache(
     root: Path,
@@ -84,6 +110,7 @@ def build_teacher_cache(
     workers: int = 0,
     device: str | torch.device = "cpu",
     autocast: torch.dtype | None = None,
+    usable: Usable | None = None,
 ) -> TeacherCache:
     """Open the foundation's outputs for these pictures, making those that no set had before.
 
@@ -98,9 +125,11 @@ def build_teacher_cache(
         workers: processes that decode; 0: none beside this one.
         device: what to compute on.
         autocast: bfloat16 or float16 for mixed precision, None for float32. Another precision is another store.
+        usable: what another process of the run found, so that all have the same rows; None: find it here.
 
     Raises:
-        CacheError: no room for it, a store of another foundation, or a damaged one; features that are not finite.
+        CacheError: no room for it, a store of another foundation, or a damaged one, or one that lacks pictures and
+            cannot be written; features that are not finite; pictures of `usable` that are not found here.
         DataError: not one picture can be decoded.
         FoundationError: patches of a tower that has none.
     """
@@ -119,17 +148,36 @@ def build_teacher_cache(
     named = {name: value for name, value in facts.items() if name != "foundation"}
     folder = root / f"pictures-{digest(weights={}, facts=named)[:_KEY_LENGTH]}"
     store = _open_store(folder, facts)
-    known = _look_up(store, pictures)
+    known = _look_up(store, pictures, usable)
     unreadable: dict[int, str] = {}
     if len(known.missing):
-        with only_one_process(folder, _WHAT):
-            store = _open_store(folder, facts)  # as the process before left it
-            known = _look_up(store, pictures)
-            if len(known.missing):
-                encode = choose_encoder(foundation, patches=patches, device=torch.device(device), autocast=autocast)
-                unreadable = _fill(store, pictures, known.missing, foundation.preprocessing, encode, batch, workers)
-                known = _look_up(store, pictures)
-    return _make_view(store, pictures, known, unreadable)
+        try:
+            with only_one_process(folder, _WHAT):
+                store = _open_store(folder, facts)  # as the process before left it
+                known = _look_up(store, pictures, usable)
+                if len(known.missing):
+                    encode = choose_encoder(foundation, patches=patches, device=torch.device(device), autocast=autocast)
+                    unreadable = _fill(store, pictures, known.missing, foundation.preprocessing, encode, batch, workers)
+                    known = _look_up(store, pictures, usable)
+        except OSError as exc:
+            if exc.errno not in _READ_ONLY:
+                raise
+            unreadable = known.outdated  # nothing is new there: it can be opened as it is
+            new = [int(number) for number in known.missing if int(number) not in unreadable]
+            if new:
+                raise CacheError(
+                    f"{_WHAT} {folder} lacks {len(new)} pictures, such as {pictures.keys[new[0]]}, and cannot be "
+                    f"written ({exc.strerror}): make it writable, or pass another cache folder or no such pictures"
+                ) from exc
+    if usable is None:
+        return _make_view(store, known, _put_aside(store, pictures, known, unreadable))
+    if len(known.missing):
+        number = int(known.missing[0])
+        raise CacheError(
+            f"{len(known.missing)} pictures that the main process has read are not to be had in another one, such as "
+            f"{pictures.keys[number]} ({unreadable.get(number, 'it is another one here')}): start again"
+        )
+    return _make_view(store, known, usable.problems)
 
 
 def _open_store(folder: Path, facts: dict[str, Any]) -> KeyedRows:
@@ -144,20 +192,28 @@ class _Known:
         keys: [n, 32], uint8, zero where the picture was not seen yet.
         rows: [n], -1 without one.
         problems: number -> why it cannot be decoded.
+        outdated: number -> why another version of the decoder could not decode it.
         missing: numbers that were not seen yet, or have neither row nor problem.
     """
 
     keys: NDArray[np.uint8]
     rows: NDArray[np.int64]
     problems: dict[int, str]
+    outdated: dict[int, str]
     missing: NDArray[np.int64]
 
 
-def _look_up(store: KeyedRows, pictures: PictureSet) -> _Known:
-    """Find what the store knows of pictures by where they are, their size and their time of change."""
+def _look_up(store: KeyedRows, pictures: PictureSet, usable: Usable | None) -> _Known:
+    """Find what the store knows of pictures by where they are, their size and their time of change; or by `usable`."""
     total = len(pictures)
     keys, rows = np.zeros((total, _KEY_BYTES), np.uint8), np.full(total, -1, np.int64)
     problems: dict[int, str] = {}
+    outdated: dict[int, str] = {}
+    if usable is not None:
+        keys[usable.kept] = usable.identities
+        rows[usable.kept] = store.find([key.tobytes() for key in usable.identities])
+        missing = usable.kept[rows[usable.kept] < 0]
+        return _Known(keys=keys, rows=rows, problems=problems, outdated=outdated, missing=missing)
     for start in range(0, total, _NUMBERS_AT_ONCE):
         stamps = {n: _stamp(pictures, n) for n in range(start, min(start + _NUMBERS_AT_ONCE, total))}
         sql = "SELECT place, size_bytes, changed_ns, key FROM places WHERE place IN ({})"
@@ -166,15 +222,18 @@ def _look_up(store: KeyedRows, pictures: PictureSet) -> _Known:
         asked = list(dict.fromkeys(found.values()))
         row_of = dict(zip(asked, store.find(asked).tolist(), strict=True))
         rowless = [key for key, row in row_of.items() if row < 0]
-        reason_of = dict(store.query("SELECT key, reason FROM problems WHERE key IN ({})", rowless))
+        # The decoder stands on a line of its own; a store of before has none.
+        asked_problems = store.query("SELECT key, reason FROM problems WHERE key IN ({})", rowless)
+        refused = {key: text.partition("\n") for key, text in asked_problems}
         for number, key in found.items():
             keys[number] = np.frombuffer(key, np.uint8)
             rows[number] = row_of[key]
-            if key in reason_of:
-                problems[number] = reason_of[key]
+            if key in refused:
+                decoder, _, reason = refused[key]
+                (problems if decoder == _DECODER else outdated)[number] = reason or decoder
     lost = rows < 0
     lost[list(problems)] = False
-    return _Known(keys=keys, rows=rows, problems=problems, missing=np.flatnonzero(lost))
+    return _Known(keys=keys, rows=rows, problems=problems, outdated=outdated, missing=np.flatnonzero(lost))
 
 
 def _stamp(pictures: PictureSet, number: int) -> tuple[bytes, int, int]:
@@ -221,8 +280,8 @@ def _fill(
                 _write_outputs(writer, [found.keys[i] for i in decoded], encode(found.pixels[decoded]), first)
             for place in new:
                 if place in found.problems:
-                    reason = found.problems[place]
-                    writer.note("INSERT OR IGNORE INTO problems VALUES (?, ?)", (found.keys[place], reason))
+                    reason = f"{_DECODER}\n{found.problems[place]}"
+                    writer.note(_REFUSE, (found.keys[place], reason, f"{_DECODER}\n"))
             for stamp, key in zip(found.stamps, found.keys, strict=True):
                 writer.note("INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?)", (*stamp, key))
             aside += len(found.problems) + len(found.unreadable)
@@ -284,29 +343,56 @@ class _ReadJob:
 
 
 def _write_outputs(writer: Writer, keys: Sequence[bytes], outputs: tuple[Tensor, Tensor | None], first: str) -> None:
-    values = [output.float().cpu().numpy() for output in outputs if output is not None]
-    # Patches are kept as float16, in which large ones are infinite.
-    values[1:] = [array.astype(np.float16) for array in values[1:]]
-    if not all(np.isfinite(array).all() for array in values):
-        raise CacheError(
-            f"the foundation gives features that are not finite in the batch that starts at {first}: take "
-            "precision bf16 or fp32, or look at its weights"
-        )
+    values: list[NDArray[Any]] = []
+    for part, output in zip(_PARTS, outputs, strict=True):
+        if output is None:
+            continue
+        name = Path(part.name).stem
+        array = output.float().cpu().numpy()
+        if not np.isfinite(array).all():
+            raise CacheError(
+                f"the foundation gives features ({name}) that are not finite in the batch that starts at {first}: take "
+                "precision bf16 or fp32, or look at its weights"
+            )
+        with np.errstate(over="ignore"):
+            values.append(array.astype(part.dtype))
+        if not np.isfinite(values[-1]).all():
+            raise CacheError(
+                f"the foundation gives features ({name}) up to {np.abs(array).max():,.0f} in the batch that starts at "
+                f"{first}, which are not finite in float16, as {part.name} keeps them at every precision: train what "
+                "needs no patches, or take another foundation"
+            )
     writer.append(keys, values)
 
 
-def _make_view(store: KeyedRows, pictures: PictureSet, known: _Known, unreadable: dict[int, str]) -> TeacherCache:
-    """Pick the set's rows, and write down which pictures have none."""
-    kept = np.flatnonzero(known.rows >= 0).astype(np.int64)
-    reasons = {int(number): unreadable.get(int(number), "cannot be read") for number in known.missing} | known.problems
+def _put_aside(
+    store: KeyedRows, pictures: PictureSet, known: _Known, unreadable: dict[int, str]
+) -> list[tuple[str, str]]:
+    """Write down which pictures have no row, and return (key, reason) of them."""
+    changed = "it changed while it was read: start again"
+    reasons = {int(number): unreadable.get(int(number), changed) for number in known.missing} | known.problems
     aside = [(number, pictures.keys[number], reasons[number]) for number in sorted(reasons)]
     path = store.folder / "sets" / pictures.digest[:_KEY_LENGTH] / QUARANTINE_NAME
-    write_quarantine(path, [*((None, key, reason) for key, reason in pictures.problems), *aside])
     problems = [*pictures.problems, *((key, reason) for _, key, reason in aside)]
+    try:
+        write_quarantine(path, [*((None, key, reason) for key, reason in pictures.problems), *aside])
+        where = f"{path} says why"
+    except OSError as exc:
+        if exc.errno not in _READ_ONLY:
+            raise
+        where = f"{path} cannot be written ({exc.strerror})"
+        if problems:
+            where += f"; the first is {problems[0][0]}: {problems[0][1]}"
     if problems:
-        _log.warning("%d pictures cannot be used: see %s", len(problems), path)
-    if not len(kept):
-        raise DataError(f"none of {len(pictures)} pictures can be decoded: {path} says why")
+        _log.warning("%d pictures cannot be used: %s", len(problems), where)
+    if not (known.rows >= 0).any():
+        raise DataError(f"none of {len(pictures)} pictures can be decoded: {where}")
+    return problems
+
+
+def _make_view(store: KeyedRows, known: _Known, problems: list[tuple[str, str]]) -> TeacherCache:
+    """Pick the set's rows."""
+    kept = np.flatnonzero(known.rows >= 0).astype(np.int64)
     embedding, patches = store.read()
     assert embedding is not None
     rows = known.rows[kept]
