@@ -53,16 +53,18 @@ def test_an_aligned_foundation_is_known_by_another_digest(clip_folder: Path, tmp
     foundation, other = (load_foundation(f"local-dir:{clip_folder}") for _ in range(2))
     tower, spec = foundation.model.visual.requires_grad_(True), foundation.preprocessing
     before, words = foundation.visual_digest(), foundation.word_space()
+    shown = np.random.default_rng(0).integers(0, 256, (4, spec.size, spec.size, 3), dtype=np.uint8)
     align_visual_tower(
         tower,
         nn.Identity(),
         encode=foundation.encode_pixels,
         preprocessing=spec,
-        pictures=[np.random.default_rng(0).integers(0, 256, (4, spec.size, spec.size, 3), dtype=np.uint8)],
+        pictures=write_pictures(tmp_path / "pictures", shown),
+        kept=np.arange(4),
         labels=np.arange(4),
         wordings=Wordings(torch.randn(4, foundation.embedding_width), [1] * 4),
         config=AlignConfig(batch=4, augmentation=STILL),
-        loop=LoopConfig(folder=tmp_path, steps=1),
+        loop=LoopConfig(folder=tmp_path / "run", steps=1),
     )
     other.model.visual.load_state_dict(tower.state_dict())
     assert before != foundation.visual_digest() == other.visual_digest() and foundation.word_space() == words
