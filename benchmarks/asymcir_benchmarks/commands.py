@@ -8,6 +8,8 @@ from pathlib import Path
 
 from asymcir_common.arguments import MAX_THREADS, add_device_bundle, add_server_bundle, whole_number
 
+from asymcir_benchmarks.errors import BenchmarkError
+
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 
 SPLITS = ("dev", "test", "novel")  # dataset.SPLITS, whose module would be a heavy import
@@ -21,7 +23,7 @@ COMMAND = "asymcir eval emojicir --assets demo/assets --out benchmarks/results/e
 
 
 def register_eval(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
-    """Add `asymcir eval emojicir` and `asymcir eval triplets`."""
+    """Add `asymcir eval emojicir`, `asymcir eval triplets` and `asymcir eval tokens`."""
     parser = subparsers.add_parser("eval", help="measure retrieval accuracy on a dataset")
     datasets = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     emojicir = datasets.add_parser(
@@ -39,6 +41,30 @@ def register_eval(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     emojicir.add_argument("--out", type=Path, help="write the figures here as JSON")
     emojicir.set_defaults(run=run_emojicir, log_level=logging.INFO)
     _register_triplets(datasets)
+    _register_tokens(datasets)
+
+
+def _register_tokens(datasets: "Subparsers[argparse.ArgumentParser]") -> None:
+    tokens = datasets.add_parser(
+        "tokens",
+        help="measure how different the sentence tokens of a picture are, and what each is worth",
+        description="Encode pictures and compare the tokens of each. With --assets also rank the composed queries of a "
+        "split of EmojiCIR with some of the tokens, with their mean, and in another order.",
+    )
+    add_device_bundle(tokens)
+    tokens.add_argument("--pictures", type=Path, required=True, metavar="PLACE", help="folder or archive of pictures")
+    tokens.add_argument(
+        "--limit",
+        type=whole_number(2, MAX_TRIPLETS),
+        default=300,
+        metavar="N",
+        help="encode so many pictures, spread evenly (default: 300)",
+    )
+    tokens.add_argument("--assets", type=Path, metavar="DIR", help="data set to search in, such as demo/assets")
+    add_server_bundle(tokens, required=False, help="the server bundle (default: ASSETS/server)")
+    tokens.add_argument("--split", choices=SPLITS, default="dev", help="split of the data set (default: dev)")
+    tokens.add_argument("--out", type=Path, help="write the figures here as JSON")
+    tokens.set_defaults(run=run_tokens, log_level=logging.INFO)
 
 
 def _register_triplets(datasets: "Subparsers[argparse.ArgumentParser]") -> None:
@@ -125,6 +151,31 @@ def run_emojicir(args: argparse.Namespace) -> int:
         asked = (splits, args.assets, args.device_bundle, args.server_bundle)
         published = asked == (PUBLISHED, Path("demo/assets"), None, None)
         write_result(args.out, figures=emojicir_figures(reports, cost), command=COMMAND if published else None)
+        print(f"figures: {args.out}")
+    return 0
+
+
+def run_tokens(args: argparse.Namespace) -> int:
+    """Compare the tokens of pictures, rank with some of them, print, and write the figures."""
+    from asymcir_edge import DeviceBundle, QueryEncoder
+
+    from asymcir_benchmarks.emojicir.token_ablation import describe_tokens, evaluate_tokens
+    from asymcir_benchmarks.results import write_result
+    from asymcir_benchmarks.retrieval.token_diversity import format_diversity, measure_pictures
+
+    if args.server_bundle is not None and args.assets is None:
+        raise BenchmarkError("--server-bundle is searched with the queries of a data set: pass --assets too")
+    encoder = QueryEncoder(DeviceBundle.load(args.device_bundle))
+    diversity, count = measure_pictures(encoder, args.pictures, limit=args.limit)
+    print(format_diversity(diversity, pictures=count, length=encoder.bundle.sentence_length))
+    figures = diversity.figures() | {"pictures": float(count)}
+    if args.assets is not None:
+        ranked = evaluate_tokens(args.assets, args.split, encoder, args.server_bundle or args.assets / "server")
+        print(f"\n{describe_tokens(ranked, args.split)}")
+        for name in ranked.ranks:
+            figures |= {f"{args.split}, {name}, R@{k}": ranked.mean_recall(name, k) for k in (1, 10)}
+    if args.out is not None:
+        write_result(args.out, figures={key: round(value, 4) for key, value in figures.items()})
         print(f"figures: {args.out}")
     return 0
 

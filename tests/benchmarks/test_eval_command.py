@@ -131,3 +131,27 @@ def test_every_picture_of_the_reference_is_taken_out_and_no_other(assets: Path, 
             triplet = Triplet(reference=SLUGS[0], modifier="", target=left[place - 1], family="colour")
             found = rank_triplets([triplet], {"composed": vectors[:1]}, gallery, dataset.catalogue)
             assert found.ranks["composed"].tolist() == [place]
+
+
+def test_tokens_are_compared_and_ranked_with_some_of_them(
+    assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", "tokens", "--device-bundle", str(assets / "device"), "--pictures", str(assets / "queries")]
+    out = tmp_path / "tokens.json"
+    assert main([*words, "--assets", str(assets), "--split", "test", "--out", str(out)]) == 0
+    printed, figures = capsys.readouterr().out, json.loads(out.read_text(encoding="utf-8"))["figures"]
+    assert "effective rank" in printed and "without token 1" in printed and figures["pictures"] == len(SLUGS)
+    assert -1.0 <= figures["cosine between tokens of a picture"] <= 1.0
+    # All tokens are the composed query of the evaluation, in the same gallery.
+    whole = tmp_path / "whole.json"
+    assert main(["eval", "emojicir", "--assets", str(assets), "--split", "test", "--out", str(whole)]) == 0
+    evaluated = json.loads(whole.read_text(encoding="utf-8"))["figures"]
+    for k in (1, 10):
+        families = [evaluated[f"test triplets, composed, {family}, R@{k}"] for family in ("colour", "direction")]
+        assert figures[f"test, all tokens, R@{k}"] == pytest.approx(np.mean(families), abs=1e-4)
+
+
+def test_a_server_bundle_without_queries_is_refused(assets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["eval", "tokens", "--device-bundle", str(assets / "device"), "--pictures", str(assets / "queries")]
+    assert main([*words, "--server-bundle", str(assets / "server")]) == 1
+    assert "pass --assets too" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from asymcir_benchmarks.pages.emojicir_tables import SKETCH_FIGURES, TARGET_FIGU
 from asymcir_benchmarks.pages.markdown import describe_source, make_table
 from asymcir_benchmarks.pages.server_tables import lay_out_server_answers, lay_out_server_sizes
 from asymcir_benchmarks.pages.summary_table import SUMMARY_RESULTS, lay_out_summary
+from asymcir_benchmarks.pages.token_tables import lay_out_tokens
 from asymcir_benchmarks.pages.training_tables import lay_out_training_millions
 
 PAGES = (Path("README.md"), Path("demo/README.md"))
@@ -231,6 +232,7 @@ _TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "arm-selftest": ("arm-selftest.json", lay_out_selftest),
     "server-sizes": ("server-sizes.json", lay_out_server_sizes),
     "server-answers": ("server-sizes.json", lay_out_server_answers),
+    "tokens": ("tokens.json", lay_out_tokens),
     "training": ("training.json", _recipe),
     "training-millions": ("training.json", lay_out_training_millions),
     "emojicir-goals": ("emojicir.json", _emojicir_goals),
