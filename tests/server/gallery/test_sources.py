@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from asymcir_common import ImageError
-from asymcir_common.places import MAX_ID_BYTES, Rejected
+from asymcir_common.places import Rejected
 from asymcir_server.errors import GalleryBuildError
 from asymcir_server.gallery import open_source
 from asymcir_server.gallery.sources import Entry
@@ -79,24 +79,12 @@ def test_a_list_with_metadata(tmp_path: Path) -> None:
     assert len(open_source(path)) == 3
 
 
-def test_broken_lines_are_rejected_one_by_one(tmp_path: Path) -> None:
+def test_metadata_that_no_answer_can_carry_is_rejected_line_by_line(tmp_path: Path) -> None:
     deep = '{"path": "x.png", "a": ' + "[" * 200 + "]" * 200 + "}"
     lines = [
-        b"{",
-        b"[1]",
-        b'{"id": "x"}',
-        b'{"path": 3}',
-        b'{"path": ""}',
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b'{"path": "a.png", "id": null}',
-        b'{"path": "a.png", "id": true}',
-        b'{"path": "a.png", "id": ""}',
-        json.dumps({"path": "a.png", "id": "i" * (MAX_ID_BYTES + 1)}).encode(),
         b'{"path": "a.png", "id": "nan", "x": NaN}',
         b'{"path": "a.png", "id": "huge", "x": 1' + b"0" * 400 + b"}",
         b'{"path": "a.png", "id": "surrogate", "x": "\\ud800"}',
-        b'{"path": "\\ud800.png"}',
         deep.encode(),
         b'{"path": "good.png"}',
     ]
