@@ -36,11 +36,11 @@ from asymcir_training.batches.scan import QUARANTINE_NAME, PassProgress, only_on
 from asymcir_training.batches.workers import run_jobs
 from asymcir_training.engine.execution import PickedRows, pick_rows
 from asymcir_training.errors import CacheError, DataError
-from asymcir_training.foundation.digests import digest
 from asymcir_training.foundation.model import Foundation
 from asymcir_training.pictures.sets import PictureSet
 from asymcir_training.teacher.encoder import Encoder, choose_encoder
 from asymcir_training.teacher.keyed_rows import KeyedRows, Part, Writer
+from asymcir_training.teacher.vectors import store_folder
 
 _WHAT = "the teacher cache"
 _PARTS = (Part(name="embedding.f32", dtype=np.float32), Part(name="patches.f16", dtype=np.float16))
@@ -144,9 +144,7 @@ def build_teacher_cache(
         "precision": _PRECISIONS[autocast],
         "patches": patches,
     }
-    # The name is how the foundation was asked for: its weights decide, not where they came from.
-    named = {name: value for name, value in facts.items() if name != "foundation"}
-    folder = root / f"pictures-{digest(weights={}, facts=named)[:_KEY_LENGTH]}"
+    folder = store_folder(root, "pictures", facts)
     store = _open_store(folder, facts)
     known = _look_up(store, pictures, usable)
     unreadable: dict[int, str] = {}

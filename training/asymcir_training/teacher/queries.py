@@ -7,7 +7,6 @@ Notation: t queries, E joint-embedding width.
 """
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asymcir_training.batches.scan import PassProgress, only_one_process
 from asymcir_training.engine.execution import PickedRows
 from asymcir_training.errors import CacheError
 from asymcir_training.foundation.digests import digest
@@ -25,12 +23,7 @@ from asymcir_training.foundation.model import Foundation
 from asymcir_training.foundation.prompts import PROMPTS
 from asymcir_training.models.light_encoder import LightEncoder
 from asymcir_training.models.symmetric_encoder import SymmetricEncoder
-from asymcir_training.teacher.keyed_rows import KeyedRows, Part
-
-_KEY_LENGTH = 16
-_WHAT = "the query cache"
-
-_log = logging.getLogger(__name__)
+from asymcir_training.teacher.vectors import keep_vectors, store_folder
 
 
 def cache_queries(
@@ -68,47 +61,28 @@ def cache_queries(
         "visual_digest": foundation.visual_digest() if isinstance(encoder, SymmetricEncoder) else "",
         "precision": "fp32",
     }
-    named = {name: value for name, value in facts.items() if name != "foundation"}
-    folder = root / f"queries-{digest(weights={}, facts=named)[:_KEY_LENGTH]}"
-
-    def open_store() -> KeyedRows:
-        return KeyedRows(folder, facts, [Part(name="queries.f32", dtype=np.float32)], what=_WHAT)
-
-    asked = [
+    keys = [
         hashlib.sha256(identity.tobytes() + (text.encode("utf-8", "surrogatepass") if text.strip() else b"")).digest()
         for identity, text in zip(identities, modifiers, strict=True)
     ]
-    numbers: dict[bytes, int] = {}
-    for number, key in enumerate(asked):
-        numbers.setdefault(key, number)
-    keys = list(numbers)
-    store = open_store()
-    rows = store.find(keys)
-    if (rows < 0).any():
-        with only_one_process(folder, _WHAT):
-            store = open_store()  # as the process before left it
-            missing = [keys[place] for place in np.flatnonzero(store.find(keys) < 0)]
-            # Queries of one picture side by side: the encoder sees it once.
-            missing.sort(key=lambda key: identities[numbers[key]].tobytes())
-            _log.info("queries: %d, of which %d differ and %d are new", len(asked), len(keys), len(missing))
-            if missing:
-                _fill(store, missing, compose([numbers[key] for key in missing]), foundation.embedding_width)
-        rows = store.find(keys)
-    (queries,) = store.read()
-    if queries is None:
-        queries = np.empty((0, foundation.embedding_width), np.float32)
-    places = dict(zip(keys, rows.tolist(), strict=True))
-    return PickedRows(queries, np.fromiter((places[key] for key in asked), np.int64, len(asked)))
 
-
-def _fill(store: KeyedRows, keys: Sequence[bytes], blocks: Iterator[Tensor], width: int) -> None:
-    progress = PassProgress("query cache:", total=len(keys), first=0, of="queries")
-    done = 0
-    with store.write([(width,)], most=len(keys)) as writer:
-        for block in blocks:
+    def make(numbers: list[int]) -> Iterator[tuple[Sequence[int], NDArray[np.float32]]]:
+        # Queries of one picture side by side: the encoder sees it once.
+        order = sorted(numbers, key=lambda number: identities[number].tobytes())
+        done = 0
+        for block in compose(order):
             if not bool(torch.isfinite(block).all()):
                 raise CacheError("the encoder composes queries that are not finite: look at its weights")
-            writer.append(keys[done : done + len(block)], [block.numpy()])
+            yield order[done : done + len(block)], block.numpy()
             done += len(block)
-            writer.flush_when_due()
-            progress.update(done)
+
+    return keep_vectors(
+        store_folder(root, "queries", facts),
+        facts,
+        keys,
+        make,
+        file="queries.f32",
+        width=foundation.embedding_width,
+        what="the query cache",
+        of="queries",
+    )

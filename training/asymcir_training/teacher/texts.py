@@ -6,26 +6,19 @@ Notation: n texts, E joint-embedding width.
 """
 
 import hashlib
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
-from asymcir_training.batches.scan import PassProgress, only_one_process
 from asymcir_training.engine.execution import PickedRows
 from asymcir_training.errors import CacheError
-from asymcir_training.foundation.digests import digest
 from asymcir_training.foundation.model import Foundation
 from asymcir_training.foundation.prompts import TOKENS_PROMPT
-from asymcir_training.teacher.keyed_rows import KeyedRows, Part
-
-_KEY_LENGTH = 16
-_WHAT = "the text cache"
-
-_log = logging.getLogger(__name__)
+from asymcir_training.teacher.vectors import keep_vectors, store_folder
 
 
 class TextCache:
@@ -46,9 +39,7 @@ class TextCache:
             "word_space": foundation.word_space(),
             "precision": "fp32",
         }
-        # The name is how the foundation was asked for: its weights decide, not where they came from.
-        named = {name: value for name, value in self._facts.items() if name != "foundation"}
-        self.folder = root / f"texts-{digest(weights={}, facts=named)[:_KEY_LENGTH]}"
+        self.folder = store_folder(root, "texts", self._facts)
 
     def embed(self, texts: Sequence[str], *, batch: int = 256) -> PickedRows:
         """Embed texts, those that no list had before; several processes may call this at once.
@@ -63,48 +54,34 @@ class TextCache:
         Raises:
             CacheError: a damaged store, no room for it, or embeddings that are not finite.
         """
-        different = list(dict.fromkeys(texts))
-        keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in different]
-        store = self._open()
-        rows = store.find(keys)
-        if (rows < 0).any():
-            with only_one_process(self.folder, _WHAT):
-                store = self._open()  # as the process before left it
-                missing = np.flatnonzero(store.find(keys) < 0).tolist()
-                _log.info("texts: %d, of which %d differ and %d are new", len(texts), len(different), len(missing))
-                if missing:
-                    self._fill(store, different, keys, missing, batch)
-            rows = store.find(keys)
-        (embedding,) = store.read()
-        if embedding is None:
-            embedding = np.empty((0, self._foundation.embedding_width), np.float32)
-        places = dict(zip(different, rows.tolist(), strict=True))
-        return PickedRows(embedding, np.fromiter((places[text] for text in texts), np.int64, len(texts)))
+        return keep_vectors(
+            self.folder,
+            self._facts,
+            [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts],
+            lambda numbers: self._make(texts, numbers, batch),
+            file="embedding.f32",
+            width=self._foundation.embedding_width,
+            what="the text cache",
+            of="texts",
+        )
 
     def embed_phrases(self, phrases: Sequence[str]) -> PickedRows:
         """Embed phrases as "a photo of X": [n, E]; the rest is as in `embed`."""
         return self.embed([TOKENS_PROMPT.format(tokens=phrase) for phrase in phrases])
 
-    def _open(self) -> KeyedRows:
-        return KeyedRows(self.folder, self._facts, [Part(name="embedding.f32", dtype=np.float32)], what=_WHAT)
-
     @torch.no_grad()
-    def _fill(
-        self, store: KeyedRows, texts: Sequence[str], keys: Sequence[bytes], missing: Sequence[int], batch: int
-    ) -> None:
+    def _make(
+        self, texts: Sequence[str], numbers: Sequence[int], batch: int
+    ) -> Iterator[tuple[Sequence[int], NDArray[np.float32]]]:
         # Texts of like length in one pass: padding is work too.
-        order = sorted(missing, key=lambda number: len(texts[number]))
-        progress = PassProgress("text cache:", total=len(missing), first=0, of="texts")
-        with store.write([(self._foundation.embedding_width,)], most=len(missing)) as writer:
-            for start in range(0, len(order), batch):
-                some = order[start : start + batch]
-                features = self._foundation.encode_text([texts[number] for number in some]).float()
-                found = functional.normalize(features, dim=-1).cpu()
-                if not bool(torch.isfinite(found).all()):
-                    raise CacheError(
-                        f"the foundation gives embeddings that are not finite near the text {texts[some[0]]!r}: look "
-                        "at its weights"
-                    )
-                writer.append([keys[number] for number in some], [found.numpy()])
-                writer.flush_when_due()
-                progress.update(start + len(some))
+        order = sorted(numbers, key=lambda number: len(texts[number]))
+        for start in range(0, len(order), batch):
+            some = order[start : start + batch]
+            features = self._foundation.encode_text([texts[number] for number in some]).float()
+            found = functional.normalize(features, dim=-1).cpu()
+            if not bool(torch.isfinite(found).all()):
+                raise CacheError(
+                    f"the foundation gives embeddings that are not finite near the text {texts[some[0]]!r}: look "
+                    "at its weights"
+                )
+            yield some, found.numpy()
