@@ -33,14 +33,28 @@ def test_tokens_start_where_words_live() -> None:
     assert (tokens - table.mean(dim=0)).abs().max() < 4 * table.std()
 
 
+def test_each_token_starts_in_a_region_of_its_own() -> None:
+    torch.manual_seed(0)
+    learner = AdaptiveTokenLearner(8, sentence_length=3, width=16, word_width=12)
+    centres = torch.eye(12)[:3] * 5.0
+    table = torch.cat([centre + torch.randn(40, 12) * 0.1 for centre in centres])
+    learner.anchor_to_words(table)
+    assert sorted(torch.cdist(learner.word_means, centres).argmin(dim=1).tolist()) == [0, 1, 2]
+    with pytest.raises(FoundationError, match="3 or more words"):
+        learner.anchor_to_words(table[:2])
+
+
 def test_each_token_reads_its_own_share_of_the_picture() -> None:
     torch.manual_seed(0)
     learner = AdaptiveTokenLearner(8, sentence_length=3, width=16, word_width=12).eval()
     with torch.no_grad():
-        tokens = learner(torch.randn(1, 8, 4, 4))[0]
-        same = learner(torch.randn(1, 8, 1, 1).expand(1, 8, 4, 4))[0]
-    assert (tokens[0] - tokens[1]).abs().max() > 1e-4  # different shares
-    torch.testing.assert_close(same[0], same[1], rtol=1e-4, atol=1e-5)  # a flat picture has nothing to share out
+        tokens, maps = learner.attend(torch.randn(2, 8, 4, 5))
+        _, flat = learner.attend(torch.randn(1, 8, 1, 1).expand(1, 8, 4, 5))
+    assert tokens.shape == (2, 3, 12)
+    assert maps.shape == (2, 3, 4, 5)
+    torch.testing.assert_close(maps.sum(dim=(2, 3)), torch.ones(2, 3))
+    assert (maps[:, 0] - maps[:, 1]).abs().max() > 0.02  # different shares
+    torch.testing.assert_close(flat, torch.full((1, 3, 4, 5), 1 / 20))  # a flat picture has nothing to share out
 
 
 def test_a_group_that_is_small_everywhere_keeps_its_weights_in_half_precision() -> None:
@@ -50,14 +64,13 @@ def test_a_group_that_is_small_everywhere_keeps_its_weights_in_half_precision() 
         learner.groups.bias[1] -= 30.0  # its share of each location is e^-30, far below what fp16 holds
         features = torch.randn(2, 8, 4, 4)
         tokens = learner(features)
-        x = learner.project(features).double()
-        kernel = learner.groups.weight[:, :, 0, 0].double()
-        logits = torch.einsum("ld,bdhw->blhw", kernel, x) + learner.groups.bias.double()[:, None, None]
-        attention = logits.softmax(dim=1).flatten(2)  # [b, L, h*w], over the groups, as it is meant
+        x = learner.map_norm(learner.project(features).flatten(2).transpose(1, 2)).double()  # [b, h*w, d]
+        logits = x @ learner.groups.weight.double().T + learner.groups.bias.double()
+        attention = logits.softmax(dim=2).transpose(1, 2)  # [b, L, h*w], over the groups, as it is meant
         weights = attention / attention.sum(dim=2, keepdim=True)
         expected = learner.double()(features.double())
         torch.testing.assert_close(tokens.double(), expected, rtol=1e-4, atol=1e-5)
-        means = weights @ x.flatten(2).transpose(1, 2)
+        means = learner.token_embeddings.double() + weights @ x
         found: list[torch.Tensor] = []
         hook = learner.self_norm.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
         learner.half()(features.half())

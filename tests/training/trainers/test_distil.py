@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ LOCAL = DistilConfig(
     backbone_lr=3e-3,
     token_learner_lr=5e-3,
     gcd_weight=0.0,
+    similarity_weight=0.0,
+    redundancy_weight=0.0,
+    token_dropout=0.0,
     lar_weight=1.0,
     identity_weight=0.0,
     consistency_weight=0.0,
@@ -36,6 +39,9 @@ LOCAL = DistilConfig(
 EVERYTHING = dataclasses.replace(
     LOCAL,
     gcd_weight=1.0,
+    similarity_weight=1.0,
+    redundancy_weight=1.0,
+    token_dropout=0.5,
     identity_weight=0.5,
     consistency_weight=1.0,
     nearest=3,
@@ -93,7 +99,8 @@ def _log(folder: Path) -> list[dict[str, float]]:
 def test_local_alignment_alone_is_learnt_and_logged(run: Callable[..., RunSummary], tmp_path: Path) -> None:
     run(_student(), LOCAL, LoopConfig(folder=tmp_path, steps=40, log_every=1))
     lines = _log(tmp_path)
-    assert all("lar" in line and not {"gcd", "identity", "consistency"} & line.keys() for line in lines)
+    others = {"gcd", "similarity", "redundancy", "identity", "consistency"}
+    assert all("lar" in line and not others & line.keys() for line in lines)
     first, last = (np.mean([line["lar"] for line in part]) for part in (lines[:5], lines[-5:]))
     assert last < first - 0.1
 
@@ -102,11 +109,39 @@ def test_every_loss_that_is_on_is_logged_and_frozen_stages_stay(run: Callable[..
     student = _student()
     before = {name: value.clone() for name, value in student.backbone.state_dict().items()}
     run(student, EVERYTHING, LoopConfig(folder=tmp_path, steps=2, log_every=1))
-    assert all({"gcd", "lar", "identity", "consistency", "norm"} <= line.keys() for line in _log(tmp_path))
+    names = {"gcd", "similarity", "redundancy", "lar", "identity", "consistency", "norm"}
+    assert all(names <= line.keys() for line in _log(tmp_path))
     after = student.backbone.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in after if name.startswith(("conv_stem.", "bn1.")))
     for name in ("blocks.1.0.conv_exp.weight", "conv_head.weight", "bn2.running_mean"):
         assert not torch.equal(after[name], before[name]), name
+
+
+def test_the_redundancy_of_tokens_falls_where_it_has_a_weight(run: Callable[..., RunSummary], tmp_path: Path) -> None:
+    found = {}
+    for weight in (0.01, 3.0):
+        config = dataclasses.replace(LOCAL, lar_weight=0.0, gcd_weight=1.0, redundancy_weight=weight)
+        run(_student(), config, LoopConfig(folder=tmp_path / str(weight), steps=40, log_every=1))
+        found[weight] = np.mean([line["redundancy"] for line in _log(tmp_path / str(weight))[-5:]])
+    assert found[3.0] < 0.5 * found[0.01]
+
+
+def test_with_token_dropout_the_text_encoder_reads_sentences_of_every_length(
+    run: Callable[..., RunSummary], clip: Foundation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    compose = clip.compose_with_tokens
+
+    def compose_and_note(tokens: Tensor, modifiers: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
+        lengths.append(tokens.shape[1])
+        return compose(tokens, modifiers)
+
+    monkeypatch.setattr(clip, "compose_with_tokens", compose_and_note)
+    for share in (0.0, 1.0):
+        lengths.clear()
+        config = dataclasses.replace(LOCAL, token_dropout=share)
+        run(_student(), config, LoopConfig(folder=tmp_path / str(share), steps=16))
+        assert set(lengths) == ({3} if share == 0.0 else {1, 2, 3})
 
 
 def test_an_interrupted_distillation_with_everything_on_goes_on_exactly(

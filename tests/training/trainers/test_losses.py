@@ -6,6 +6,8 @@ from asymcir_training.trainers.losses import (
     contrast,
     global_contrastive_distillation,
     local_alignment_regularization,
+    similarity_distillation,
+    token_redundancy,
 )
 from torch.nn import functional
 
@@ -69,3 +71,31 @@ def test_local_alignment_is_lower_for_sentences_of_the_same_images_and_moves_tok
     with torch.no_grad():
         after = local_alignment_regularization(tokens - tokens.grad, patches.roll(1, 0), 20.0)
     assert after < shuffled
+
+
+def test_similarity_distillation_equals_the_definition_and_is_zero_where_sentence_and_picture_agree() -> None:
+    torch.manual_seed(0)
+    said, seen = torch.randn(3, 8), torch.randn(3, 8)
+    others = functional.normalize(torch.randn(5, 8), dim=-1)
+    expected = 0.0
+    for i in range(3):
+        found, asked = (
+            [math.exp(10 * float(functional.cosine_similarity(rows[i], other, dim=0))) for other in others]
+            for rows in (said, seen)
+        )
+        expected += sum(
+            a / sum(asked) * math.log(a / sum(asked) / (f / sum(found))) for a, f in zip(asked, found, strict=True)
+        )
+    assert abs(float(similarity_distillation(said, seen, others, 10.0)) - expected / 3) < 1e-5
+    assert abs(float(similarity_distillation(seen * 3.0, seen, others, 10.0))) < 1e-5
+
+
+def test_redundancy_is_of_what_tokens_say_about_the_picture_and_not_of_what_they_always_say() -> None:
+    torch.manual_seed(0)
+    said = torch.randn(16, 1, 12)
+    constant = 5.0 * torch.randn(3, 12)
+    assert abs(float(token_redundancy(said * torch.tensor([1.0, 2.0, -0.5])[:, None] + constant)) - 1.0) < 1e-4
+    apart = torch.zeros(16, 3, 12)
+    for number in range(3):
+        apart[:, number, 4 * number : 4 * number + 4] = torch.randn(16, 4)
+    assert float(token_redundancy(apart)) < 1e-6

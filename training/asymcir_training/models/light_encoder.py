@@ -20,10 +20,13 @@ ATTENTION_HEADS = 8
 class AdaptiveTokenLearner(nn.Module):
     """Feature map [b, c, h, w] -> sentence tokens [b, L, D].
 
-    Each location is shared out among L groups (softmax over the groups); a token is the attention-weighted mean of the
-    locations; then self-attention among tokens, cross-attention to the feature map, and a per-token FFN to the word
-    width. The wiring is our reading of ISA (arXiv:2403.01431) and of its closest public relative, Wu et al., AAAI
-    2022; the paper's own figure could not be checked, so it is an adaptation.
+    Each location is shared out among L groups (softmax over the groups); a token is an embedding of its own plus the
+    mean of the locations, weighted by its shares; then self-attention among tokens, cross-attention to the feature map,
+    and an FFN to the word width, which starts at a region of the word table of its own for each token.
+
+    Token embeddings and regions tell one token from another: without them every token starts as the mean of the map,
+    and training keeps them equal. The wiring is our reading of ISA (arXiv:2403.01431) and of its closest public
+    relative, Wu et al., AAAI 2022; the paper's own figure could not be checked, so it is an adaptation.
     """
 
     def __init__(self, channels: int, *, sentence_length: int, width: int, word_width: int) -> None:
@@ -34,39 +37,57 @@ class AdaptiveTokenLearner(nn.Module):
                 f"{sentence_length} and {width}"
             )
         self.project = nn.Conv2d(channels, width, 1)
-        self.groups = nn.Conv2d(width, sentence_length, 1)
+        self.map_norm = nn.LayerNorm(width)
+        self.groups = nn.Linear(width, sentence_length)
+        nn.init.orthogonal_(self.groups.weight)  # logits of spread 1, which differ from group to group
+        self.token_embeddings = nn.Parameter(torch.randn(sentence_length, width))
         self.self_norm = nn.LayerNorm(width)
         self.self_attention = nn.MultiheadAttention(width, ATTENTION_HEADS, batch_first=True)
         self.cross_norm = nn.LayerNorm(width)
-        self.map_norm = nn.LayerNorm(width)
         self.cross_attention = nn.MultiheadAttention(width, ATTENTION_HEADS, batch_first=True)
         self.out_norm = nn.LayerNorm(width)
         self.out = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, word_width))
-        # Where words live: the output starts with the mean and the spread of the word-embedding table.
-        self.word_mean = nn.Parameter(torch.zeros(word_width))
+        # Where words live: each token starts at a region of the word-embedding table, with the spread of the table.
+        self.word_means = nn.Parameter(torch.zeros(sentence_length, word_width))
         self.word_scale = nn.Parameter(torch.ones(word_width))
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """Turn [b, c, h, w] into [b, L, D]."""
-        x = self.project(feature_map)  # [b, d, h, w]
-        logits = self.groups(x).flatten(2)  # [b, L, h*w]
+        return self.attend(feature_map)[0]
+
+    def attend(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn [b, c, h, w] into tokens [b, L, D] and where each looks: maps [b, L, h, w] that sum up to 1."""
+        places = self.map_norm(self.project(feature_map).flatten(2).transpose(1, 2))  # [b, h*w, d]
+        logits = self.groups(places).transpose(1, 2)  # [b, L, h*w]
         # In logarithms: a group that is small everywhere keeps its weights, which fp16 would round to zero. The
         # greatest is taken off before exp, whose result ends at 65504 there.
         logits = logits - logits.amax(dim=1, keepdim=True)
         shares = logits - logits.exp().sum(dim=1, keepdim=True).log()  # log softmax over the groups at each location
-        places = x.flatten(2).transpose(1, 2)  # [b, h*w, d]
         weights = shares.softmax(dim=2)  # [b, L, h*w]: each group's shares over their sum
-        tokens = weights @ places  # [b, L, d]
+        tokens = self.token_embeddings + weights @ places  # [b, L, d]
         y = self.self_norm(tokens)
         tokens = tokens + self.self_attention(y, y, y, need_weights=False)[0]
-        places = self.map_norm(places)
         tokens = tokens + self.cross_attention(self.cross_norm(tokens), places, places, need_weights=False)[0]
-        return self.word_mean + self.word_scale * self.out(self.out_norm(tokens))
+        tokens = self.word_means + self.word_scale * self.out(self.out_norm(tokens))
+        return tokens, weights.unflatten(2, feature_map.shape[2:])
 
     @torch.no_grad()
     def anchor_to_words(self, table: Tensor) -> None:
-        """Start the output at the mean and the spread of the word embeddings [V, D]."""
-        self.word_mean.copy_(table.mean(dim=0))
+        """Start the outputs in regions of the word-embedding table [V, D], with its spread.
+
+        The regions are the means of L clusters by k-means (Lloyd's algorithm, ten rounds) from L rows that are spread
+        evenly over the table.
+        """
+        length = len(self.word_means)
+        if length > len(table):
+            raise FoundationError(f"expected a table of {length} or more words, one for each token, got {len(table)}")
+        means = table[torch.linspace(0, len(table) - 1, length).long()].clone()
+        for _ in range(10):
+            nearest = torch.cdist(table, means).argmin(dim=1)
+            for number in range(length):
+                if bool((nearest == number).any()):
+                    means[number] = table[nearest == number].mean(dim=0)
+        self.word_means.copy_(means)
         self.word_scale.copy_(table.std(dim=0))
 
 
@@ -128,6 +149,10 @@ class LightEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Turn normalised pixels [b, 3, S, S] into sentence tokens [b, L, D]."""
         return self.token_learner(self.feature_map(pixels))
+
+    def forward_with_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn normalised pixels [b, 3, S, S] into tokens [b, L, D] and their attention maps [b, L, h, w]."""
+        return self.token_learner.attend(self.feature_map(pixels))
 
     @torch.no_grad()
     def _probe_channels(self) -> int:

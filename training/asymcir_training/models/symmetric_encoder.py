@@ -115,8 +115,8 @@ class SymmetricEncoder(nn.Module):
         """
         if patches.ndim != 3 or patches.shape[2] != self.patch_width:
             raise FoundationError(f"expected patches [b, P, {self.patch_width}], got {list(patches.shape)}")
-        # One column of locations: the learner reads them as a set (1x1 convolutions, attention without positions), so
+        # One column of locations: the learner reads them as a set (a 1x1 convolution, attention without positions), so
         # the sides of the map do not matter.
-        feature_map = patches.to(self.token_learner.word_mean.dtype).transpose(1, 2).unsqueeze(3)  # [b, E, P, 1]
+        feature_map = patches.to(self.token_learner.word_means.dtype).transpose(1, 2).unsqueeze(3)  # [b, E, P, 1]
         tokens: Tensor = self.token_learner(feature_map)
         return tokens

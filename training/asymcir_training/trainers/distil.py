@@ -1,14 +1,15 @@
 """Distil the light encoder and its token learner from the frozen foundation, on unlabelled images.
 
-GCD and LAR as the paper has them (LAR by a matching encoder, or in its form for CLIP-like models, which have none), and
-composition consistency (ours).
+GCD and LAR as the paper has them (LAR by a matching encoder, or in its form for CLIP-like models, which have none).
+Beside them stand composition consistency and the redundancy of tokens (ours), and similarity distillation (SEED).
+With token dropout a step sends a random number of the first tokens, so that a device can cut its sentences.
 
 The teacher sees the clean picture, once, before training; the student sees an augmented view of it and must still say
 what the teacher saw. That holds for every loss: an augmented view is a harder question with the same answer, and one
 pass of the large tower serves all epochs.
 
-Notation: n pictures, b batch over all processes, L sentence tokens, D word-embedding width, E joint-embedding width,
-P phrases, R patches.
+Notation: n pictures, N of them to rank, b batch over all processes, L sentence tokens, D word-embedding width, E
+joint-embedding width, P phrases, R patches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,8 @@ from asymcir_training.trainers.losses import (
     composition_consistency,
     global_contrastive_distillation,
     local_alignment_regularization,
+    similarity_distillation,
+    token_redundancy,
 )
 from asymcir_training.trainers.matching_loss import draw_hard_negatives, local_alignment_by_matching
 from asymcir_training.trainers.optimisation import Optimisation
@@ -62,6 +65,11 @@ class DistilConfig:
     weight_decay: float = 0.05
     scale: Annotated[float, "inverse temperature of the in-batch contrasts"] = 20.0
     gcd_weight: Annotated[float, "of global contrastive distillation; 0 turns a loss off"] = 1.0
+    similarity_weight: Annotated[float, "of similarity distillation over the training pictures"] = 1.0
+    similarity_scale: Annotated[float, "inverse temperature of similarity distillation"] = 40.0
+    similarity_pictures: Annotated[int, "pictures that it ranks, at most, spread evenly over the training set"] = 16384
+    redundancy_weight: Annotated[float, "of the redundancy of a picture's tokens"] = 1.0
+    token_dropout: Annotated[float, "share of the steps whose sentences are cut to a random length"] = 0.5
     lar_weight: Annotated[float, "of local alignment regularization"] = 0.0
     lar: Annotated[
         Literal["late", "matching"], "late interaction with the teacher's patches, or BLIP's matching encoder"
@@ -82,6 +90,10 @@ class DistilConfig:
             raise DataError(f"expected a batch of 1 or more, got {self.batch}")
         if not 0.0 <= self.mix_share <= 1.0:
             raise DataError(f"expected mix_share from 0 to 1, got {self.mix_share}")
+        if not 0.0 <= self.token_dropout <= 1.0:
+            raise DataError(f"expected token_dropout from 0 to 1, got {self.token_dropout}")
+        if self.similarity_pictures < 1:
+            raise DataError(f"expected similarity_pictures of 1 or more, got {self.similarity_pictures}")
         if self.lar_group < 0 or (self.lar_group and self.batch % self.lar_group):
             raise DataError(f"expected lar_group to divide the batch of {self.batch}, got {self.lar_group}")
 
@@ -95,12 +107,14 @@ class _Part:
         modifiers: one for each.
         numbers: [b_c], the pictures.
         teacher: [b_c, E], the teacher's features of them.
+        length: tokens of the sentence that are sent, the others are cut off.
     """
 
     inputs: Tensor
     modifiers: Sequence[str]
     numbers: NDArray[np.int64]
     teacher: Tensor
+    length: int
 
 
 def distil(
@@ -160,6 +174,7 @@ def distil(
         named = pick(bank, np.arange(len(phrases)), device)
     bank_of_modifiers = [*modifiers] or [""]
     nearest, shares = nearest_phrases(teacher, named, min(config.nearest, len(named)), config.phrase_scale)
+    others = _spread_teacher(teacher, config.similarity_pictures, device) if config.similarity_weight else None
     late = config.lar_weight > 0.0 and config.lar == "late"
     light = student if isinstance(student, LightEncoder) else None
     start_student(student, config, execution.processes)
@@ -197,9 +212,12 @@ def distil(
         return student(pixels.contiguous(memory_format=torch.channels_last))
 
     def represent(part: _Part) -> dict[str, Tensor]:
-        tokens = encode(part.inputs)  # [b_c, L, D]
+        whole = encode(part.inputs)  # [b_c, L, D]
+        tokens = whole[:, : part.length]
         said, places = foundation.compose_with_tokens(tokens)
         found = {"said": said}
+        if config.redundancy_weight and whole.shape[1] > 1:
+            found["tokens"] = whole
         if late:
             found["places"] = places
         elif config.lar_weight:
@@ -213,6 +231,7 @@ def distil(
         draw = torch.Generator().manual_seed(seed_of_step(loop.seed, number))
         chosen = _draw_phrases(nearest[batch.whole], shares[batch.whole], draw)
         drawn = [bank_of_modifiers[i] for i in torch.randint(len(bank_of_modifiers), (len(chosen),), generator=draw)]
+        length = _draw_length(student.sentence_length, config.token_dropout, draw)
         own = execution.own_rows(len(chosen))
         described = None
         if config.consistency_weight:
@@ -226,12 +245,14 @@ def distil(
                 modifiers=drawn[own][part],
                 numbers=kept[batch.index[part]],
                 teacher=seen[own][part],
+                length=length,
             )
             for part in execution.split(len(batch.whole))
         ]
         targets = Targets(
             teacher=seen,
             patches=pick(patches, batch.whole, device) if patches is not None and late else None,
+            others=others,
             named=named[chosen],
             described=described,
         )
@@ -289,12 +310,14 @@ class Targets:
     Attributes:
         teacher: [b, E], image features of the same pictures.
         patches: [b, R, E], or None without LAR.
+        others: [N, E], L2-normalised, the pictures that similarity distillation ranks, or None without it.
         named: [b, E], text("a photo of X"), X the phrase that stands for each picture.
         described: [b, E], text features of X with the drawn modifier, or None without composition consistency.
     """
 
     teacher: Tensor
     patches: Tensor | None
+    others: Tensor | None
     named: Tensor
     described: Tensor | None
 
@@ -305,9 +328,9 @@ def sentence_losses(
     """Compute the losses of one batch of sentences.
 
     Args:
-        said: `said` [b, E], text features of the sentences; `places` [b, L, E], what the text tower made of each
-            token, for LAR, or `matching` [b], LAR's terms from a matching encoder; `composed` [b, E], the sentences
-            with their modifiers, for composition consistency.
+        said: `said` [b, E], text features of the sentences; `tokens` [b, L, D], whole sentences, for their redundancy;
+            `places` [b, L, E], what the text tower made of each token, for LAR, or `matching` [b], LAR's terms from a
+            matching encoder; `composed` [b, E], the sentences with their modifiers, for composition consistency.
         targets, config: see their classes.
 
     Returns:
@@ -318,6 +341,11 @@ def sentence_losses(
         found["lar"] = config.lar_weight, said["matching"].mean()
     if config.gcd_weight:
         found["gcd"] = config.gcd_weight, global_contrastive_distillation(said["said"], targets.teacher, config.scale)
+    if config.similarity_weight and targets.others is not None:
+        similarity = similarity_distillation(said["said"], targets.teacher, targets.others, config.similarity_scale)
+        found["similarity"] = config.similarity_weight, similarity
+    if "tokens" in said:
+        found["redundancy"] = config.redundancy_weight, token_redundancy(said["tokens"])
     if "places" in said and targets.patches is not None:
         group = config.lar_group or len(targets.patches)
         terms = [
@@ -370,6 +398,18 @@ def _match(foundation: Foundation, tokens: Tensor, said: Tensor, pictures: Pictu
     return local_alignment_by_matching(foundation, tokens, states, negatives)
 
 
+def _spread_teacher(teacher: Rows, count: int, device: torch.device) -> Tensor:
+    """Take rows spread evenly over the teacher's features: [N, E], L2-normalised, N of `count` at most."""
+    index = np.linspace(0, len(teacher) - 1, min(count, len(teacher))).astype(np.int64)
+    return functional.normalize(pick(teacher, index, device).float(), dim=-1)
+
+
+def _draw_length(length: int, share: float, draw: torch.Generator) -> int:
+    """Draw how many of the first tokens a step sends: all of them, or with `share` any number from 1."""
+    cut = float(torch.rand(1, generator=draw)) < share
+    return int(torch.randint(1, length + 1, (1,), generator=draw)) if cut else length
+
+
 def _draw_phrases(nearest: Tensor, shares: Tensor, draw: torch.Generator) -> list[int]:
     """Draw one of the nearest phrases for each picture of a batch: [b, count] each -> b indices into the bank."""
     chosen: list[int] = nearest.gather(1, torch.multinomial(shares, 1, generator=draw))[:, 0].tolist()
@@ -393,7 +433,13 @@ def _check_inputs(
     symmetric: bool,
     least_part: int,
 ) -> None:
-    if not (config.gcd_weight or config.lar_weight or config.consistency_weight or config.identity_weight):
+    if not (
+        config.gcd_weight
+        or config.similarity_weight
+        or config.lar_weight
+        or config.consistency_weight
+        or config.identity_weight
+    ):
         raise DataError("every loss has weight 0: give at least one a weight")
     if (config.consistency_weight or config.identity_weight) and not phrases:
         raise DataError("composition consistency and identity need a text bank: give phrases, or set both weights to 0")

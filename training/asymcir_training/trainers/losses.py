@@ -1,6 +1,6 @@
 """Losses of the three stages.
 
-Notation: b batch, E joint-embedding width, C candidate count, L sentence tokens, P patches.
+Notation: b batch, E joint-embedding width, C candidate count, N pictures compared with, L sentence tokens, P patches.
 """
 
 import torch
@@ -43,6 +43,32 @@ def global_contrastive_distillation(text_features: Tensor, image_features: Tenso
     )
 
 
+def similarity_distillation(
+    text_features: Tensor, image_features: Tensor, others: Tensor, scale: Tensor | float
+) -> Tensor:
+    """Ask a sentence to rank a fixed set of pictures as the teacher ranks them from the picture itself.
+
+    The divergence of softmax(scale * cos(sentence, others)) from softmax(scale * cos(picture, others)). Global
+    contrastive distillation compares a picture with a batch only, where hardly any two pictures are alike; thousands
+    of others hold the nearest neighbours, which decide R@1.
+
+    Args:
+        text_features: [b, E], any length, through the frozen text encoder from the student's tokens.
+        image_features: [b, E], any length, of the same pictures, from the teacher.
+        others: [N, E], L2-normalised, the teacher's features of the pictures to rank.
+        scale: inverse temperature of both distributions.
+
+    Returns:
+        Scalar, mean over the batch.
+
+    Source: SEED, Fang et al., ICLR 2021 (arXiv:2101.04731), with the training set in place of its queue. ISA has no
+    such loss.
+    """
+    found = (scale * functional.normalize(text_features, dim=-1) @ others.T).log_softmax(dim=1)  # [b, N]
+    asked = (scale * functional.normalize(image_features, dim=-1) @ others.T).log_softmax(dim=1)
+    return functional.kl_div(found, asked, log_target=True, reduction="batchmean")
+
+
 def local_alignment_regularization(token_features: Tensor, patch_features: Tensor, scale: Tensor | float) -> Tensor:
     """LAR for CLIP-like models, which have no matching encoder: late interaction, contrasted in the batch.
 
@@ -80,6 +106,25 @@ def composition_consistency(composed: Tensor, described: Tensor, scale: Tensor |
     """
     distance = 1.0 - functional.cosine_similarity(composed, described, dim=-1).mean()
     return distance + contrast(composed, described, _diagonal(composed), scale)
+
+
+def token_redundancy(tokens: Tensor) -> Tensor:
+    """Measure how much the tokens of a picture repeat one another: the mean squared cosine of two of them.
+
+    Each token is taken less its mean over the batch. Without that, tokens that differ by a constant are far apart
+    although all of them say the same about the picture.
+
+    Args:
+        tokens: [b, L, D], b and L of at least 2.
+
+    Returns:
+        Scalar from 0, all tokens of a picture at right angles, to 1, all of them in one line. Ours, beyond the paper.
+    """
+    length = tokens.shape[1]
+    units = functional.normalize(tokens - tokens.mean(dim=0), dim=-1)
+    cosines = units @ units.transpose(1, 2)  # [b, L, L]
+    pairs = ~torch.eye(length, dtype=torch.bool, device=tokens.device)
+    return cosines[:, pairs].square().mean()
 
 
 def _diagonal(features: Tensor) -> Tensor:
