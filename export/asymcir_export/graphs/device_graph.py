@@ -1,4 +1,4 @@
-"""The device encoder's graph: a picture of any size in, sentence tokens out.
+"""The device encoder's graph: a picture of any size in, sentence tokens out, and what each token looks at.
 
 Resizing, cropping and normalisation are operators of the graph, so that no app re-implements them. The reference is
 `asymcir_protos.preprocess`; the graph agrees with it to one grey level when bilinear. When bicubic, single pixels at
@@ -16,7 +16,8 @@ An `If` chooses. Its branches take nothing from outside but `pixels`: tools that
 Normalisation is one product and one sum over the planes. It is not folded into the first convolution: where that pads,
 its zeros stand for the mean, so the shift cannot go in exactly.
 
-Notation: S side of the square that the network sees, L sentence tokens, D word-embedding width.
+Notation: S side of the square that the network sees, L sentence tokens, D word-embedding width, h, w sides of the
+feature map.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 import onnx
 from asymcir_common import Preprocessing
+from asymcir_training import LightEncoder
 from numpy.typing import ArrayLike, DTypeLike
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
@@ -34,6 +36,7 @@ from asymcir_export.graphs.writer import IR_VERSION, OPSET, to_onnx
 
 INPUT_NAME = "pixels"
 OUTPUT_NAME = "sentence_tokens"
+MAPS_NAME = "attention_maps"
 _NORMALISED = "normalised_pixels"
 PREPROCESSING_PREFIX = "preprocess_"
 """Of the names of all nodes before the network."""
@@ -57,12 +60,27 @@ def build_network_graph(encoder: nn.Module, example: Tensor) -> ModelProto:
         example: [1, 3, S, S], float32.
 
     Returns:
-        The graph: `normalised_pixels` [1, 3, S, S] -> `tokens` [1, L, D].
+        The graph: `normalised_pixels` [1, 3, S, S] -> `tokens` [1, L, D], and of a light encoder also `maps`
+        [1, L, h, w], the weights that the token learner pools with: nothing is computed for them alone.
 
     Raises:
         ExportError: the encoder cannot be converted.
     """
+    if isinstance(encoder, LightEncoder):
+        shown = _WithMaps(encoder).train(encoder.training)
+        return to_onnx(shown, {_NORMALISED: example}, outputs=["tokens", "maps"], axes={})
     return to_onnx(encoder, {_NORMALISED: example}, outputs=["tokens"], axes={})
+
+
+class _WithMaps(nn.Module):
+    """A light encoder that returns its attention maps beside the tokens."""
+
+    def __init__(self, encoder: LightEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encoder.forward_with_maps(pixels)
 
 
 def join_preprocessing(network: ModelProto, preprocessing: Preprocessing) -> ModelProto:
@@ -73,7 +91,8 @@ def join_preprocessing(network: ModelProto, preprocessing: Preprocessing) -> Mod
         preprocessing: what the encoder was trained with.
 
     Returns:
-        The graph: `pixels` uint8 [height, width, 3], any size -> `sentence_tokens` float32 [L, D].
+        The graph: `pixels` uint8 [height, width, 3], any size -> `sentence_tokens` float32 [L, D], and where the
+        network gives maps `attention_maps` float32 [L, h, w].
 
     Raises:
         ExportError: the network gives another shape.
@@ -81,14 +100,16 @@ def join_preprocessing(network: ModelProto, preprocessing: Preprocessing) -> Mod
     front = build_preprocessing_graph(preprocessing)
     core = onnx.compose.add_prefix(network, _PREFIX)
     model: ModelProto = onnx.compose.merge_models(front, core, io_map=[(_NORMALISED, f"{_PREFIX}{_NORMALISED}")])
-    shape = [axis.dim_value for axis in model.graph.output[0].type.tensor_type.shape.dim]
-    if len(shape) != 3 or shape[0] != 1 or 0 in shape:
-        raise ExportError(f"expected the encoder to give [1, L, D], got {shape}")
+    shapes = [[axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in model.graph.output]
+    if len(shapes[0]) != 3 or any(shape[0] != 1 or 0 in shape for shape in shapes):
+        raise ExportError(f"expected the encoder to give [1, L, D], got {shapes[0]}")
     axes = numpy_helper.from_array(np.array([0], dtype=np.int64), "batch_position")
     model.graph.initializer.append(axes)
-    model.graph.node.append(helper.make_node("Squeeze", [f"{_PREFIX}tokens", axes.name], [OUTPUT_NAME]))
+    given = [value.name for value in model.graph.output]
     del model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, shape[1:]))
+    for value, name, shape in zip(given, (OUTPUT_NAME, MAPS_NAME), shapes, strict=False):
+        model.graph.node.append(helper.make_node("Squeeze", [value, axes.name], [name]))
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape[1:]))
     opsets = {opset.domain: opset.version for opset in model.opset_import}
     del model.opset_import[:]  # merging lists the same set twice, which ONNX Runtime's quantiser refuses
     model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in opsets.items())
@@ -105,7 +126,7 @@ def cut_preprocessing(model: ModelProto, size: int) -> ModelProto:
         size: S.
 
     Returns:
-        The graph: `normalised_pixels` float32 [1, 3, S, S] -> `sentence_tokens` float32 [L, D].
+        The graph: `normalised_pixels` float32 [1, 3, S, S] -> the outputs of `model`.
     """
     network = ModelProto()
     network.CopyFrom(model)
