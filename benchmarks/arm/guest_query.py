@@ -58,7 +58,8 @@ def open_model(path: Path) -> Query:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     (declared,) = session.get_inputs()
-    return lambda item: session.run(None, {declared.name: item})[0]
+    wanted = [session.get_outputs()[0].name]
+    return lambda item: session.run(wanted, {declared.name: item})[0]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from PIL import Image
 SENTENCE_LENGTH, WORD_WIDTH = 4, 8
 WORD_SPACE = "tiny-word-space"
 _SIDE = 4  # the tiny network sees 4 x 4 pixels
+MAPS_SHAPE = (SENTENCE_LENGTH, _SIDE, _SIDE)
 
 
 def make_weights(seed: int = 0) -> NDArray[np.int8]:
@@ -39,10 +40,16 @@ def make_encoder(
     input_shape: tuple[Any, ...] = ("height", "width", 3),
     output_name: str = "sentence_tokens",
     length: int = SENTENCE_LENGTH,
+    maps_shape: tuple[int, ...] | None = None,
+    maps_name: str = "attention_maps",
     weights_as_int8: bool = False,
     divide_by_zero: bool = False,
 ) -> onnx.ModelProto:
-    """An encoder graph: an antialiased resize of the whole picture, then a linear map."""
+    """An encoder graph: an antialiased resize of the whole picture, then a linear map.
+
+    With `maps_shape`, MAPS_SHAPE or a wrong one, it also gives attention maps: the softmax of a plane's grey levels, of
+    the first plane for the first token, and so on around.
+    """
     weights = make_weights(seed)
     tokens_shape = [length, SENTENCE_LENGTH * WORD_WIDTH // length]
     constants = {
@@ -75,11 +82,25 @@ def make_encoder(
         helper.make_node("MatMul", ["features", "weights"], ["flat_tokens"]),
         helper.make_node("Reshape", ["flat_tokens", "tokens_shape"], [output_name]),
     ]
+    outputs = [helper.make_tensor_value_info(output_name, TensorProto.FLOAT, tokens_shape)]
+    if maps_shape is not None:
+        constants |= {
+            "of_token": np.arange(maps_shape[0], dtype=np.int64) % 3,
+            "flat_planes": np.array([3, _SIDE * _SIDE], np.int64),
+            "maps_shape": np.array(maps_shape, np.int64),
+        }
+        nodes += [
+            helper.make_node("Reshape", ["small", "flat_planes"], ["rows"]),
+            helper.make_node("Softmax", ["rows"], ["weighted"], axis=1),
+            helper.make_node("Gather", ["weighted", "of_token"], ["looked_at"], axis=0),
+            helper.make_node("Reshape", ["looked_at", "maps_shape"], [maps_name]),
+        ]
+        outputs.append(helper.make_tensor_value_info(maps_name, TensorProto.FLOAT, maps_shape))
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info(input_name, input_type, input_shape)],
-        [helper.make_tensor_value_info(output_name, TensorProto.FLOAT, tokens_shape)],
+        outputs,
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from asymcir_common import ImageError, read_image
+from asymcir_common import BundleError, ImageError, read_image
 from asymcir_common.arguments import MAX_THREADS
 from numpy.typing import NDArray
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 INPUT_NAME = "pixels"
 OUTPUT_NAME = "sentence_tokens"
+MAPS_NAME = "attention_maps"
+"""A second output, which bundles of before do not have; nothing is computed for it alone."""
+
 MAX_ASPECT_RATIO = 50
 """A graph may resize the whole picture before it crops; a longer strip would then need gigabytes."""
 
@@ -47,12 +50,17 @@ class QueryEncoder:
         path = bundle.encoder_path(self.precision)
         computes_in_float = self.precision == "fp32" and bundle.weight_storage == "int8"
         self._session = open_session(path, threads=threads, float_compute=computes_in_float)
-        _check_graph(self._session, path, [bundle.sentence_length, bundle.word_width])
+        _check_graph(self._session, path, bundle)
 
     @property
     def provider(self) -> str:
         """The ONNX Runtime execution provider that computes, such as "CPUExecutionProvider"."""
         return str(self._session.get_providers()[0])
+
+    @property
+    def gives_maps(self) -> bool:
+        """Whether `encode_with_maps` can tell what each token looks at."""
+        return any(node.name == MAPS_NAME for node in self._session.get_outputs())
 
     def encode_file(self, path: Path) -> NDArray[np.float32]:
         """Encode a picture file; see `encode_image`.
@@ -78,6 +86,31 @@ class QueryEncoder:
 
         Source: ISA, arXiv:2403.01431, section 3.
         """
+        return self._encode(pixels, [OUTPUT_NAME])[0]
+
+    def encode_with_maps(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Encode one picture, and tell what each of its tokens looks at.
+
+        Args:
+            pixels: as `encode_image` takes them.
+
+        Returns:
+            Tokens [L, D], and attention maps [L, h, w], float32: the weights of the feature map's h * w locations in
+            each token, which sum up to 1. They lie over the square that the preprocessing makes of the picture.
+
+        Raises:
+            BundleError: the encoder gives no maps: it was exported before encoders did.
+            ImageError, EncoderError: see `encode_image`.
+        """
+        if not self.gives_maps:
+            raise BundleError(
+                f"{self.bundle.encoder_path(self.precision)} gives no {MAPS_NAME}: export the bundle again with "
+                "`asymcir export device`"
+            )
+        tokens, maps = self._encode(pixels, [OUTPUT_NAME, MAPS_NAME])
+        return tokens, maps
+
+    def _encode(self, pixels: NDArray[np.uint8], names: list[str]) -> list[NDArray[np.float32]]:
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
             raise ImageError(f"expected pixels [h, w, 3] uint8, got {list(pixels.shape)} {pixels.dtype}")
         height, width = pixels.shape[:2]
@@ -87,16 +120,15 @@ class QueryEncoder:
                 f"{MAX_ASPECT_RATIO}; crop it first"
             )
         try:
-            (tokens,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: np.ascontiguousarray(pixels)})
+            found: list[NDArray[np.float32]] = self._session.run(names, {INPUT_NAME: np.ascontiguousarray(pixels)})
         except Exception as exc:  # ONNX Runtime's errors have no common base
             raise EncoderError(f"the encoder failed on a picture of {width}x{height}: {_first_line(exc)}") from exc
         expected = (self.bundle.sentence_length, self.bundle.word_width)
-        if tokens.shape != expected or not np.isfinite(tokens).all():
+        if found[0].shape != expected or not np.isfinite(found[0]).all():
             raise EncoderError(
-                f"expected finite sentence tokens {list(expected)}, got {list(tokens.shape)}: export again"
+                f"expected finite sentence tokens {list(expected)}, got {list(found[0].shape)}: export again"
             )
-        result: NDArray[np.float32] = tokens
-        return result
+        return found
 
 
 def open_session(path: Path, *, threads: int, float_compute: bool) -> "onnxruntime.InferenceSession":
@@ -126,13 +158,17 @@ def open_session(path: Path, *, threads: int, float_compute: bool) -> "onnxrunti
         raise EncoderError(f"ONNX Runtime {onnxruntime.__version__} cannot open {path}: {_first_line(exc)}") from exc
 
 
-def _check_graph(session: "onnxruntime.InferenceSession", path: Path, tokens_shape: list[int]) -> None:
+def _check_graph(session: "onnxruntime.InferenceSession", path: Path, bundle: DeviceBundle) -> None:
     inputs = [(node.name, node.type, _fixed(node.shape)) for node in session.get_inputs()]
     outputs = [(node.name, node.type, _fixed(node.shape)) for node in session.get_outputs()]
     expected_inputs = [(INPUT_NAME, "tensor(uint8)", [None, None, 3])]
     if inputs != expected_inputs:
         raise EncoderError(f"{path}: expected the graph inputs {expected_inputs}, got {inputs}: export again")
-    expected_outputs = [(OUTPUT_NAME, "tensor(float)", tokens_shape)]
+    expected_outputs = [(OUTPUT_NAME, "tensor(float)", [bundle.sentence_length, bundle.word_width])]
+    if len(outputs) > 1:
+        sides = outputs[1][2][1:]  # of the feature map, which the manifest does not tell
+        wanted = [bundle.sentence_length, *(sides if len(sides) == 2 and all(sides) else ["h", "w"])]
+        expected_outputs.append((MAPS_NAME, "tensor(float)", wanted))
     if outputs != expected_outputs:
         raise EncoderError(f"{path}: expected the graph outputs {expected_outputs}, got {outputs}: export again")
 

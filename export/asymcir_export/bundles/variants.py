@@ -43,7 +43,7 @@ from asymcir_export.coreml.check import COREML_THRESHOLDS, check_coreml, evaluat
 from asymcir_export.coreml.compression import VARIANT_FILES, package_size_bytes, write_coreml_variant
 from asymcir_export.coreml.writer import write_coreml
 from asymcir_export.errors import ExportError
-from asymcir_export.graphs.device_graph import INPUT_NAME, PREPROCESSING_PREFIX, join_preprocessing
+from asymcir_export.graphs.device_graph import INPUT_NAME, OUTPUT_NAME, PREPROCESSING_PREFIX, join_preprocessing
 from asymcir_export.graphs.writer import write_onnx
 from asymcir_export.int8.quantize import quantize_static_int8, to_fp16, write_ort
 from asymcir_export.int8.sensitivity import choose_float
@@ -358,5 +358,5 @@ def _search(source: Source, tokens: NDArray[np.float32], places: Sequence[int]) 
 
 
 def _run(session: ort.InferenceSession, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    tokens: NDArray[np.float32] = session.run(None, {INPUT_NAME: np.ascontiguousarray(picture)})[0]
+    tokens: NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: np.ascontiguousarray(picture)})[0]
     return tokens

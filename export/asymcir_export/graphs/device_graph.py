@@ -67,12 +67,12 @@ def build_network_graph(encoder: nn.Module, example: Tensor) -> ModelProto:
         ExportError: the encoder cannot be converted.
     """
     if isinstance(encoder, LightEncoder):
-        shown = _WithMaps(encoder).train(encoder.training)
+        shown = LightEncoderWithMaps(encoder).train(encoder.training)
         return to_onnx(shown, {_NORMALISED: example}, outputs=["tokens", "maps"], axes={})
     return to_onnx(encoder, {_NORMALISED: example}, outputs=["tokens"], axes={})
 
 
-class _WithMaps(nn.Module):
+class LightEncoderWithMaps(nn.Module):
     """A light encoder that returns its attention maps beside the tokens."""
 
     def __init__(self, encoder: LightEncoder) -> None:

@@ -98,6 +98,9 @@ def test_strip_is_refused(tmp_path: Path, shape: tuple[int, int, int]) -> None:
         ({"input_shape": (64, 64, 3)}, "graph inputs"),
         ({"output_name": "embedding"}, "graph outputs"),
         ({"length": 2}, "graph outputs"),
+        ({"maps_shape": tiny.MAPS_SHAPE, "maps_name": "scores"}, "graph outputs"),
+        ({"maps_shape": (3, 4, 4)}, "graph outputs"),
+        ({"maps_shape": (4, 16)}, "graph outputs"),
     ],
 )
 def test_graph_that_is_not_what_the_manifest_says(tmp_path: Path, graph: dict[str, Any], pattern: str) -> None:
@@ -122,3 +125,22 @@ def test_file_that_is_no_graph(tmp_path: Path, data: bytes, capfd: pytest.Captur
 def test_tokens_that_are_not_finite(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match="finite"):
         _open(tmp_path / "b", tiny.make_encoder(divide_by_zero=True)).encode_image(_noise(4, 4))
+
+
+def test_maps_come_when_they_are_asked_for(tmp_path: Path) -> None:
+    encoder, plain = _open(tmp_path / "maps", tiny.make_encoder(maps_shape=tiny.MAPS_SHAPE)), _open(tmp_path / "plain")
+    assert encoder.gives_maps and not plain.gives_maps
+    pixels = _noise(20, 30)
+    tokens, maps = encoder.encode_with_maps(pixels)
+    np.testing.assert_array_equal(tokens, encoder.encode_image(pixels))
+    np.testing.assert_array_equal(tokens, plain.encode_image(pixels))
+    assert maps.shape == tiny.MAPS_SHAPE and maps.dtype == np.float32
+    np.testing.assert_allclose(maps.sum(axis=(1, 2)), 1.0, rtol=1e-5)
+    with pytest.raises(ImageError, match="uint8"):
+        encoder.encode_with_maps(pixels.astype(np.float32))
+
+
+def test_an_encoder_of_before_says_how_to_get_maps(tmp_path: Path) -> None:
+    message = r"b/encoder\.onnx gives no attention_maps: export the bundle again with `asymcir export device`"
+    with pytest.raises(BundleError, match=message):
+        _open(tmp_path / "b").encode_with_maps(_noise(4, 4))

@@ -1,15 +1,23 @@
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 from asymcir_common import Preprocessing, preprocess
+from asymcir_export.graphs.cost import measure_cost
 from asymcir_export.graphs.device_graph import (
     PREPROCESSING_PREFIX,
     build_device_graph,
+    build_network_graph,
     build_preprocessing_graph,
     cut_preprocessing,
+    join_preprocessing,
 )
+from asymcir_export.graphs.writer import write_onnx
+from asymcir_export.int8.quantize import quantize_static_int8, to_fp16, write_ort
+from asymcir_training import LightEncoder, normalise_pixels
 from numpy.typing import NDArray
 from onnx import AttributeProto
 from torch import nn
@@ -119,6 +127,36 @@ def test_branches_take_nothing_from_outside_but_the_picture() -> None:
             names += [inner.name for inner in branch.node]
     assert len(set(names)) == len(names) > 50
     assert all(name.startswith(PREPROCESSING_PREFIX) for name in names)
+
+
+def test_a_light_encoder_tells_what_its_tokens_look_at_in_every_precision(
+    light_encoder: LightEncoder, tmp_path: Path
+) -> None:
+    spec = light_encoder.preprocessing
+    network = build_network_graph(light_encoder, torch.zeros(1, 3, spec.size, spec.size))
+    graph = join_preprocessing(network, spec)
+    pictures = [make_picture(spec.size, spec.size, kind) for kind in ("noise", "ramps")] * 8
+    write_onnx(graph, tmp_path / "fp32.onnx")
+    write_onnx(join_preprocessing(to_fp16(network), spec), tmp_path / "fp16.onnx")
+    write_onnx(quantize_static_int8(graph, "pixels", pictures, keep_float=[PREPROCESSING_PREFIX]), tmp_path / "int8.onnx")
+    write_ort(tmp_path / "fp32.onnx", tmp_path / "fp32.ort")
+    with torch.inference_mode():
+        tokens, maps = light_encoder.forward_with_maps(normalise_pixels(torch.from_numpy(np.stack(pictures[:2])), spec))
+    tolerances = {"fp32.onnx": 1e-5, "fp32.ort": 1e-5, "fp16.onnx": 5e-3, "int8.onnx": 1.0}
+    for name, tolerance in tolerances.items():
+        session = onnxruntime.InferenceSession(str(tmp_path / name))
+        assert [(value.name, value.type) for value in session.get_outputs()] == [
+            ("sentence_tokens", "tensor(float)"),
+            ("attention_maps", "tensor(float)"),
+        ]
+        for number in (0, 1):
+            found = session.run(None, {"pixels": pictures[number]})
+            assert found[0].shape == tokens.shape[1:] and found[1].shape == maps.shape[1:] == (6, 2, 2), name
+            np.testing.assert_allclose(found[1].sum(axis=(1, 2)), 1.0, atol=1e-2)
+            np.testing.assert_allclose(found[1], maps[number].numpy(), atol=tolerance)
+            (alone,) = session.run(["sentence_tokens"], {"pixels": pictures[number]})
+            np.testing.assert_array_equal(alone, found[0])
+    assert measure_cost(graph) == measure_cost(network)  # the maps cost nothing
 
 
 def test_the_preprocessing_can_be_taken_off_again() -> None:

@@ -15,7 +15,11 @@ def test_backbones_of_several_kinds_give_tokens(backbone: str) -> None:
     )
     model = LightEncoder(backbone, sentence_length=5, word_width=48, width=64, preprocessing=spec).eval()
     with torch.no_grad():
-        assert model(torch.randn(2, 3, spec.size, spec.size)).shape == (2, 5, 48)
+        pixels = torch.randn(2, 3, spec.size, spec.size)
+        tokens, maps = model.forward_with_maps(pixels)
+        assert tokens.shape == (2, 5, 48) and maps.shape == (2, 5, *model.feature_map(pixels).shape[2:])
+        torch.testing.assert_close(maps.sum(dim=(2, 3)), torch.ones(2, 5))
+        torch.testing.assert_close(model(pixels), tokens)
 
 
 def test_unknown_backbone_names_the_nearest() -> None:
