@@ -167,7 +167,7 @@ def run_tokens(args: argparse.Namespace) -> int:
         raise BenchmarkError("--server-bundle is searched with the queries of a data set: pass --assets too")
     encoder = QueryEncoder(DeviceBundle.load(args.device_bundle))
     diversity, count = measure_pictures(encoder, args.pictures, limit=args.limit)
-    print(format_diversity(diversity, pictures=count, length=encoder.bundle.sentence_length))
+    print(format_diversity(diversity, pictures=count))
     figures = diversity.figures() | {"pictures": float(count)}
     if args.assets is not None:
         ranked = evaluate_tokens(args.assets, args.split, encoder, args.server_bundle or args.assets / "server")

@@ -34,6 +34,8 @@ class TokenDiversity:
             constant alone have a high effective rank, but say one thing about the picture: their centred rank is 1. It
             is 0 where no token depends on the picture.
         cosine_between_pictures: mean cosine between the same token of two pictures, the pictures side by side.
+        overlap: share of attention that two tokens of a picture have in common (`measure_overlap`); None where no
+            attention maps were given.
     """
 
     sentence_length: int
@@ -43,6 +45,7 @@ class TokenDiversity:
     effective_rank: float
     centred_rank: float
     cosine_between_pictures: float
+    overlap: float | None = None
 
     @property
     def collapsed(self) -> bool:
@@ -66,15 +69,16 @@ class TokenDiversity:
 
     def figures(self) -> dict[str, float]:
         """Return name -> number, for result files and logs."""
-        return {
+        found = {
             "cosine between tokens of a picture": self.cosine,
             "effective rank of a picture's tokens": self.effective_rank,
             "centred rank of a picture's tokens": self.centred_rank,
             "cosine of a token between pictures": self.cosine_between_pictures,
         }
+        return found if self.overlap is None else found | {"attention that two tokens share": self.overlap}
 
 
-def measure_diversity(tokens: NDArray[np.float32]) -> TokenDiversity:
+def measure_diversity(tokens: NDArray[np.float32], maps: NDArray[np.float32] | None = None) -> TokenDiversity:
     """Measure the tokens of pictures.
 
     With u_il the unit vector of token l of picture i, and G_i the Gram matrix [L, L] of u_i1 ... u_iL, the effective
@@ -83,9 +87,10 @@ def measure_diversity(tokens: NDArray[np.float32]) -> TokenDiversity:
 
     Args:
         tokens: [n, L, D], n of at least 2, finite, no token of length 0.
+        maps: [n, L, h, w], what they look at; see `measure_overlap`.
 
     Raises:
-        TokensError: another shape, or tokens without a direction.
+        TokensError: another shape, tokens without a direction, or maps that are none.
     """
     if tokens.ndim != 3 or len(tokens) < 2 or tokens.shape[1] < 1:
         raise TokensError(f"expected sentence tokens [n, L, D] of 2 or more pictures, got {list(tokens.shape)}")
@@ -110,6 +115,7 @@ def measure_diversity(tokens: NDArray[np.float32]) -> TokenDiversity:
         effective_rank=_mean_rank(gram),
         centred_rank=_mean_rank(directions @ directions.transpose(0, 2, 1)),
         cosine_between_pictures=float((units[1:] * units[:-1]).sum(axis=2).mean()),
+        overlap=None if maps is None else measure_overlap(maps),
     )
 
 

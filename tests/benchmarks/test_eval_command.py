@@ -11,10 +11,12 @@ from asymcir_benchmarks import commands
 from asymcir_benchmarks.emojicir.dataset import SPLITS, EmojiCir
 from asymcir_benchmarks.emojicir.evaluate import rank_triplets
 from asymcir_benchmarks.emojicir.rules import Triplet
+from asymcir_benchmarks.pages.token_tables import lay_out_tokens
 from asymcir_edge.cli import main
 from asymcir_server import BuildConfig, Gallery, ServerBundle, build_gallery
+from onnx import helper, numpy_helper
 from PIL import Image
-from tiny_device_bundle import WORD_WIDTH, write_device_bundle
+from tiny_device_bundle import MAPS_SHAPE, SENTENCE_LENGTH, WORD_WIDTH, make_encoder, write_device_bundle
 from tiny_server_bundle import TinyModel, write_tiny_bundle, write_tiny_manifest
 
 COLOURS = ("red", "blue", "green", "yellow", "black", "white")
@@ -149,6 +151,44 @@ def test_tokens_are_compared_and_ranked_with_some_of_them(
     for k in (1, 10):
         families = [evaluated[f"test triplets, composed, {family}, R@{k}"] for family in ("colour", "direction")]
         assert figures[f"test, all tokens, R@{k}"] == pytest.approx(np.mean(families), abs=1e-4)
+
+
+def test_what_tokens_share_is_measured_where_the_bundle_gives_maps(
+    assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_device_bundle(tmp_path / "b", {"fp32": make_encoder(maps_shape=MAPS_SHAPE)})
+    names = {"centred rank of a picture's tokens", "attention that two tokens share"}
+    for folder, expected in ((bundle, names), (assets / "device", {"centred rank of a picture's tokens"})):
+        out = tmp_path / "tokens.json"
+        words = ["--device-bundle", str(folder), "--pictures", str(assets / "queries"), "--out", str(out)]
+        assert main(["eval", "tokens", *words]) == 0
+        printed, record = capsys.readouterr().out, json.loads(out.read_text(encoding="utf-8"))
+        assert names & record["figures"].keys() == expected
+        assert ("attention that two tokens share" in printed) == (len(expected) == 2) and "centred rank" in printed
+        table = lay_out_tokens(record)
+        assert all((name in table) == (name in expected) for name in names)
+    assert "warning" not in printed
+
+
+def test_tokens_that_are_nearly_one_are_warned_of(
+    assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_encoder()
+    repeated = model.graph.node[-1].input[0]
+    first = [("from", [0]), ("to", [WORD_WIDTH]), ("axis", [1]), ("times", [1, SENTENCE_LENGTH])]
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(value, np.int64), name) for name, value in first)
+    nodes = [
+        helper.make_node("Slice", [repeated, "from", "to", "axis"], ["first"]),
+        helper.make_node("Tile", ["first", "times"], ["same"]),
+    ]
+    model.graph.node[-1].input[0] = "same"
+    last = model.graph.node.pop()
+    model.graph.node.extend([*nodes, last])
+    bundle = write_device_bundle(tmp_path / "b", {"fp32": model})
+    assert main(["eval", "tokens", "--device-bundle", str(bundle), "--pictures", str(assets / "queries")]) == 0
+    printed = capsys.readouterr().out
+    assert "centred rank (without what a token says of every picture): 1.00 of 4" in printed
+    assert "warning: the 4 tokens of a picture are nearly one (mean cosine 1.000, effective rank 1.00" in printed
 
 
 def test_a_server_bundle_without_queries_is_refused(assets: Path, capsys: pytest.CaptureFixture[str]) -> None:

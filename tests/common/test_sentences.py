@@ -84,6 +84,9 @@ def test_overlap_equals_a_naive_computation() -> None:
     pairs = [(i, j) for i in range(4) for j in range(i)]
     naive = np.mean([[np.minimum(picture[i], picture[j]).sum() for i, j in pairs] for picture in maps])
     assert measure_overlap(maps) == pytest.approx(float(naive))
+    tokens = np.random.default_rng(0).normal(size=(3, 4, 8)).astype(np.float32)
+    assert measure_diversity(tokens, maps).figures()["attention that two tokens share"] == measure_overlap(maps)
+    assert measure_diversity(tokens).overlap is None and len(measure_diversity(tokens).figures()) == 4
 
 
 def test_maps_of_their_own_places_do_not_overlap_and_equal_ones_do() -> None:

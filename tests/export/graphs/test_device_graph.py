@@ -138,7 +138,9 @@ def test_a_light_encoder_tells_what_its_tokens_look_at_in_every_precision(
     pictures = [make_picture(spec.size, spec.size, kind) for kind in ("noise", "ramps")] * 8
     write_onnx(graph, tmp_path / "fp32.onnx")
     write_onnx(join_preprocessing(to_fp16(network), spec), tmp_path / "fp16.onnx")
-    write_onnx(quantize_static_int8(graph, "pixels", pictures, keep_float=[PREPROCESSING_PREFIX]), tmp_path / "int8.onnx")
+    write_onnx(
+        quantize_static_int8(graph, "pixels", pictures, keep_float=[PREPROCESSING_PREFIX]), tmp_path / "int8.onnx"
+    )
     write_ort(tmp_path / "fp32.onnx", tmp_path / "fp32.ort")
     with torch.inference_mode():
         tokens, maps = light_encoder.forward_with_maps(normalise_pixels(torch.from_numpy(np.stack(pictures[:2])), spec))
