@@ -80,6 +80,7 @@ class LightEncoderWithMaps(nn.Module):
         self.encoder = encoder
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn normalised pixels [1, 3, S, S] into tokens [1, L, D] and maps [1, L, h, w]."""
         return self.encoder.forward_with_maps(pixels)
 
 

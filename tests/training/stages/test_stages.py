@@ -33,6 +33,12 @@ from tiny_blip import write_blip
 from tiny_foundations import EMBEDDING_WIDTH, WORD_WIDTH, write_clip
 from two_processes import run_in_two_processes
 
+VALIDATED = {"R@1", "R@5", "R@10", "R@10 first token", "R@10 mean token", "R@10 reversed"} | {
+    "token_cosine",
+    "effective_rank",
+    "centred_rank",
+    "attention_overlap",
+}
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30), "black": (10, 10, 10)}
 
 
@@ -159,7 +165,8 @@ def test_distillation_validates_averages_and_saves_what_it_validated(
     lines = read_log(config.run.work_folder / "distil" / "log.jsonl")
     measured = [line["validation"] for line in lines if "validation" in line]
     steps = [line for line in lines if "loss" in line]
-    assert len(steps) == 4 and len(measured) == 2 and all(set(found) == {"R@1", "R@5", "R@10"} for found in measured)
+    assert len(steps) == 4 and len(measured) == 2 and all(set(found) == VALIDATED for found in measured)
+    assert all({"token_cosine", "centred_rank"} <= line.keys() for line in steps)
     assert {"gcd", "lar", "identity", "consistency", "norm"} <= steps[0].keys()
     quarantine = [path.read_text() for path in config.run.work_folder.rglob("quarantine.jsonl")]
     assert ["broken.png" in text for text in quarantine if text] == [True]  # the validation's own is empty

@@ -144,6 +144,21 @@ def test_with_token_dropout_the_text_encoder_reads_sentences_of_every_length(
         assert set(lengths) == ({3} if share == 0.0 else {1, 2, 3})
 
 
+def test_tokens_are_compared_in_the_steps_that_are_logged_without_another_pass(
+    run: Callable[..., RunSummary], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = _student()
+    with torch.no_grad():  # one word, whatever is learnt in four steps
+        student.token_learner.word_means.add_(1000.0)
+    calls: list[int] = []
+    student.register_forward_pre_hook(lambda *_: calls.append(1))
+    run(student, LOCAL, LoopConfig(folder=tmp_path, steps=4, log_every=2))
+    lines = _log(tmp_path)
+    assert len(calls) == 4 and [line["step"] for line in lines] == [2, 4]
+    assert all(line["token_cosine"] > 0.999 and 0.0 < line["centred_rank"] <= 3.0 for line in lines)
+    assert "at the end of the run, the 3 tokens of a picture are nearly one" in caplog.text
+
+
 def test_an_interrupted_distillation_with_everything_on_goes_on_exactly(
     run: Callable[..., RunSummary], tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ from asymcir_training.models.symmetric_encoder import SymmetricEncoder
 from asymcir_training.pictures.sets import PictureSet
 from asymcir_training.runs.loop import run_steps
 from asymcir_training.runs.settings import LoopConfig, RunSummary
+from asymcir_training.runs.token_log import TokenLog
 from asymcir_training.teacher.in_memory import embed_phrases
 from asymcir_training.trainers.losses import (
     composition_consistency,
@@ -205,6 +206,8 @@ def distil(
             execution=execution,
         )
 
+    token_log = TokenLog(loop, execution.processes)
+
     def encode(inputs: Tensor) -> Tensor:
         if isinstance(student, SymmetricEncoder):
             return student.from_patches(inputs)
@@ -213,6 +216,7 @@ def distil(
 
     def represent(part: _Part) -> dict[str, Tensor]:
         whole = encode(part.inputs)  # [b_c, L, D]
+        token_log.add(whole)
         tokens = whole[:, : part.length]
         said, places = foundation.compose_with_tokens(tokens)
         found = {"said": said}
@@ -256,9 +260,9 @@ def distil(
             named=named[chosen],
             described=described,
         )
-        return optimisation.step(number, represent, parts, lambda said: sentence_losses(said, targets, config)) | {
-            "waited_s": batch.waited_s
-        }
+        token_log.begin(number, chunks=len(parts))
+        figures = optimisation.step(number, represent, parts, lambda said: sentence_losses(said, targets, config))
+        return figures | token_log.figures() | {"waited_s": batch.waited_s}
 
     identity = {
         "trainer": "distil",
@@ -284,6 +288,7 @@ def distil(
             best_parts={"model": optimisation.averaged},
             processes=execution.processes,
         )
+    token_log.warn_of_one_word()
     optimisation.finish(loop, summary)
     return summary
 

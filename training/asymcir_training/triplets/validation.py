@@ -1,6 +1,7 @@
-"""Recall of composed queries over triplets, measured while an encoder trains.
+"""Recall of composed queries over triplets, and how different the tokens are, measured while an encoder trains.
 
-Notation: t triplets, r reference pictures, N gallery size, S picture side, E joint-embedding width.
+Notation: t triplets, r reference pictures, N gallery size, S picture side, E joint-embedding width, L sentence tokens,
+D word-embedding width, h, w sides of an attention map.
 """
 
 import logging
@@ -25,6 +26,13 @@ from asymcir_training.foundation.preprocessing import normalise_pixels
 from asymcir_training.models.light_encoder import LightEncoder
 from asymcir_training.models.symmetric_encoder import SymmetricEncoder
 from asymcir_training.pictures.files import PictureFiles
+from asymcir_training.runs.token_log import (
+    ATTENTION_OVERLAP,
+    CENTRED_RANK,
+    EFFECTIVE_RANK,
+    TOKEN_COSINE,
+    compare_tokens,
+)
 from asymcir_training.triplets.pictures import TripletGallery
 from asymcir_training.triplets.ranking import measure_recall
 from asymcir_training.triplets.triplet import PictureTriplet
@@ -36,7 +44,9 @@ _LOG = logging.getLogger(__name__)
 class TripletValidation:
     """Measures an encoder: calling it returns R@1, R@5 and R@10 of composed queries in a gallery of type `original`.
 
-    A query's own reference is taken out of its ranking.
+    A query's own reference is taken out of its ranking. Of a sentence of several tokens, it also returns how different
+    the references' tokens are, and R@10 with the first token alone, with their mean in place of each, and with all in
+    reverse order. Tokens that are nearly one are warned of, once.
 
     Attributes:
         digest: names what is asked, so that figures of other questions are not compared.
@@ -68,6 +78,7 @@ class TripletValidation:
             DataError: no triplet whose pictures can be read.
         """
         self._foundation, self._spec, self._device = foundation, spec, device
+        self._warned = False
         references = PictureFiles(list(dict.fromkeys(triplet.reference for triplet in triplets)))
         squares: list[NDArray[np.uint8]] = []
         places: dict[Path, int] = {}
@@ -104,10 +115,31 @@ class TripletValidation:
     @torch.no_grad()
     def __call__(self, encoder: nn.Module) -> dict[str, float]:
         """Measure an encoder in eval mode."""
-        queries = compose_queries(
-            encoder, self._foundation, self._pixels, self._asked, self._modifiers, spec=self._spec, device=self._device
-        )
-        return measure_recall(functional.normalize(queries, dim=-1).cpu(), self._gallery, self._answers, self._excluded)
+        tokens, maps = _encode_references(encoder, self._pixels, spec=self._spec, device=self._device)
+        figures = self._measure(tokens)
+        found = compare_tokens(tokens, maps)
+        if found is None:
+            return figures
+        figures |= {
+            TOKEN_COSINE: found.cosine,
+            EFFECTIVE_RANK: found.effective_rank,
+            CENTRED_RANK: found.centred_rank,
+            **({} if found.overlap is None else {ATTENTION_OVERLAP: found.overlap}),
+        }
+        if found.warning and not self._warned:
+            self._warned = True
+            _LOG.warning("validation: %s", found.warning)
+        changed = {
+            "first token": tokens[:, :1],
+            "mean token": tokens.mean(dim=1, keepdim=True).expand_as(tokens),
+            "reversed": tokens.flip(1),
+        }
+        return figures | {f"R@10 {name}": self._measure(sent)["R@10"] for name, sent in changed.items()}
+
+    def _measure(self, tokens: Tensor) -> dict[str, float]:
+        """Measure the recall of queries composed from the references' tokens [r, L, D]."""
+        queries = _compose(self._foundation, tokens, self._asked, self._modifiers)
+        return measure_recall(functional.normalize(queries, dim=-1), self._gallery, self._answers, self._excluded)
 
 
 @torch.no_grad()
@@ -135,16 +167,8 @@ def compose_queries(
     Returns:
         [t, E], not normalised, on the CPU.
     """
-    tokens = []
-    for start in range(0, len(pixels), _BATCH):
-        batch = torch.from_numpy(pixels[start : start + _BATCH]).to(device)
-        tokens.append(encoder(normalise_pixels(batch, spec)))
-    known = torch.cat(tokens)  # [r, L, D]
-    found = []
-    for start in range(0, len(asked), _BATCH):
-        part = torch.from_numpy(asked[start : start + _BATCH]).to(known.device)
-        found.append(foundation.compose_query(known[part], modifiers[start : start + _BATCH]).float().cpu())
-    return torch.cat(found)
+    tokens, _ = _encode_references(encoder, pixels, spec=spec, device=device)
+    return _compose(foundation, tokens, asked, modifiers)
 
 
 def compose_triplets(
@@ -176,6 +200,31 @@ def compose_triplets(
     for start, (pixels, asked) in zip(starts, run_jobs(job, starts, workers=workers), strict=True):
         part = modifiers[start : start + _BATCH]
         yield compose_queries(encoder, foundation, pixels.numpy(), asked.numpy(), part, spec=spec, device=device)
+
+
+def _encode_references(
+    encoder: nn.Module, pixels: NDArray[np.uint8], *, spec: Preprocessing, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Encode pictures [r, S, S, 3] to their tokens [r, L, D], and of a light encoder to their maps [r, L, h, w]."""
+    tokens, maps = [], []
+    for start in range(0, len(pixels), _BATCH):
+        batch = normalise_pixels(torch.from_numpy(pixels[start : start + _BATCH]).to(device), spec)
+        if isinstance(encoder, LightEncoder):
+            found, looked_at = encoder.forward_with_maps(batch)
+            maps.append(looked_at)
+        else:
+            found = encoder(batch)
+        tokens.append(found)
+    return torch.cat(tokens), torch.cat(maps) if maps else None
+
+
+def _compose(foundation: Foundation, tokens: Tensor, asked: NDArray[np.int64], modifiers: Sequence[str]) -> Tensor:
+    """Compose queries [t, E], on the CPU, from the tokens [r, L, D] of the references that each asks with."""
+    found = []
+    for start in range(0, len(asked), _BATCH):
+        part = torch.from_numpy(asked[start : start + _BATCH]).to(tokens.device)
+        found.append(foundation.compose_query(tokens[part], modifiers[start : start + _BATCH]).float().cpu())
+    return torch.cat(found)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
