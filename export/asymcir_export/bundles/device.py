@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from asymcir_common import Manifest, write_manifest
+from asymcir_common import Manifest, decode_image, preprocess, write_manifest
 from asymcir_common.manifest import DEVICE_BUNDLE
 from asymcir_common.places import find_pictures
+from asymcir_edge import DeviceBundle, QueryEncoder
 from asymcir_training import LightEncoder
 from onnx import ModelProto
 
-from asymcir_export.bundles.golden import write_golden
+from asymcir_export.bundles.golden import choose_pictures, write_golden
 from asymcir_export.bundles.staging import Sources, refuse_existing, staged, write_graph
+from asymcir_export.bundles.token_report import describe_tokens
 from asymcir_export.bundles.variants import VARIANTS, Source, check_variants, describe_variants, split_pictures
 from asymcir_export.checks.parity import check_device_parity, encode_original, load_pictures
 from asymcir_export.checks.search_set import SearchSet
@@ -49,7 +51,9 @@ def export_device_bundle(
 ) -> Manifest:
     """Write a device bundle.
 
-    Its graphs take `pixels` uint8 [height, width, 3], RGB, of any size, and give `sentence_tokens` float32 [L, D].
+    Its graphs take `pixels` uint8 [height, width, 3], RGB, of any size, and give `sentence_tokens` float32 [L, D] and
+    `attention_maps` float32 [L, h, w]. How different the tokens are is measured; where they are nearly one, log,
+    manifest (`token_diversity`) and report say so.
     All or nothing: the folder appears at `out` once everything in it was compared with the original. A variant that
     misses its thresholds is left out, and the manifest (`variants`) and `report.html` say why.
 
@@ -102,6 +106,10 @@ def export_device_bundle(
         write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources)
         _LOG.info("comparing with the original on %d pictures", len(compared))
         parity = check_device_parity(folder, encoder, compared, storage=storage)
+        golden = choose_pictures(find_pictures(pictures), side=2 * size).values()
+        shown = [preprocess(decode_image(data), encoder.preprocessing) for data in golden]
+        exported = QueryEncoder(DeviceBundle.load(folder))
+        properties["token_diversity"], section = describe_tokens(exported, compared, shown)
         if variants:
             source = Source(
                 encoder=encoder,
@@ -113,7 +121,7 @@ def export_device_bundle(
                 original=None if queries is None else queries.search(encode_original(encoder, queries.pictures)),
             )
             title = f"{out.name}: {foundation}"
-            properties |= describe_variants(folder, source, variants, storage=storage, title=title)
+            properties |= describe_variants(folder, source, variants, storage=storage, title=title, sections=[section])
             write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources)
         properties["golden"] = write_golden(folder, encoder, find_pictures(pictures))
         return write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources, parity=parity)

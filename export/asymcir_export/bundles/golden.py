@@ -79,7 +79,7 @@ def write_golden(folder: Path, encoder: LightEncoder, pictures: Sequence[Path]) 
         ParityError: an encoder that computes in float is not the one that it was made from.
     """
     spec = encoder.preprocessing
-    files = _choose(pictures, side=2 * spec.size)
+    files = choose_pictures(pictures, side=2 * spec.size)
     files |= _make_hard([decode_image(data, name=name) for name, data in files.items()], spec)
     decoded = {name: decode_image(data, name=name) for name, data in files.items()}
     squares = np.stack([preprocess(pixels, spec) for pixels in decoded.values()])  # [n, S, S, 3]
@@ -143,8 +143,19 @@ def _allow(agreement: Agreement, cosine: float, spread: float) -> dict[str, floa
     }
 
 
-def _choose(pictures: Sequence[Path], *, side: int) -> dict[str, bytes]:
-    """Take GOLDEN_SOURCES pictures, evenly spaced: small files as they are, others only where those are too few."""
+def choose_pictures(pictures: Sequence[Path], *, side: int) -> dict[str, bytes]:
+    """Take GOLDEN_SOURCES pictures, evenly spaced: small files as they are, others only where those are too few.
+
+    Args:
+        pictures: files; a path may lead into an archive.
+        side: longest of a picture that is written anew.
+
+    Returns:
+        Name -> file.
+
+    Raises:
+        ExportError: none of the pictures can be used.
+    """
     reader = PathReader()
     small = [path for path in pictures if reader.size(path) <= MAX_SOURCE_BYTES]
     large = [path for path in pictures if reader.size(path) > MAX_SOURCE_BYTES]

@@ -33,13 +33,20 @@ _PLOTS = (
 )
 
 
-def render_report(variants: Mapping[str, Mapping[str, Any]], *, title: str, facts: Sequence[tuple[str, str]]) -> str:
+def render_report(
+    variants: Mapping[str, Mapping[str, Any]],
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    sections: Sequence[str] = (),
+) -> str:
     """Write the page.
 
     Args:
         variants: name -> record, as `variants.py` makes it: `status`, `reason`, and the figures of `_COLUMNS`.
         title: of the page.
         facts: label and text, shown on top.
+        sections: HTML, shown between the reasons and the plots.
     """
     lines = [
         "<!doctype html>",
@@ -57,6 +64,7 @@ def render_report(variants: Mapping[str, Mapping[str, Any]], *, title: str, fact
             for name, record in variants.items()
         ),
         "</ul>",
+        *sections,
         *(_plot(label, key, variants) for label, key in _PLOTS),
         "</body></html>",
     ]

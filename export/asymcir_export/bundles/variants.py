@@ -152,7 +152,7 @@ def split_pictures(
 
 
 def describe_variants(
-    folder: Path, source: Source, names: Sequence[str], *, storage: str, title: str
+    folder: Path, source: Source, names: Sequence[str], *, storage: str, title: str, sections: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Write variants and `report.html`; return the manifest's properties that they change.
 
@@ -162,6 +162,7 @@ def describe_variants(
         names: of VARIANTS.
         storage: of the weights of `encoder.onnx`.
         title: of the report.
+        sections: of the report beside its own.
     """
     measured = measure_onnx(folder / "encoder.onnx", source, storage, float_compute=storage == "int8")
     fp32 = {"file": "encoder.onnx", "status": "kept", "reason": "what every bundle holds", **measured}
@@ -176,7 +177,8 @@ def describe_variants(
         ),
         ("machine", f"{platform.machine()}, {os.cpu_count()} cores, one thread, ONNX Runtime {ort.__version__}"),
     ]
-    (folder / REPORT_FILE).write_text(render_report(records, title=title, facts=facts), encoding="utf-8")
+    page = render_report(records, title=title, facts=facts, sections=sections)
+    (folder / REPORT_FILE).write_text(page, encoding="utf-8")
     return {
         "encoders": {name: file for name, file in kept.items() if name not in COREML_FILES},
         "coreml": {name: file for name, file in kept.items() if name in COREML_FILES},

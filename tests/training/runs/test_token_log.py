@@ -7,7 +7,7 @@ import torch
 from asymcir_common.sentences import measure_diversity
 from asymcir_training.engine.processes import Processes
 from asymcir_training.runs.settings import LoopConfig
-from asymcir_training.runs.token_log import TokenLog, compare_tokens
+from asymcir_training.runs.token_log import TokenLog, measure_tokens
 from torch import Tensor
 
 DIFFERENT = torch.randn(8, 4, 16, generator=torch.Generator().manual_seed(0))
@@ -43,13 +43,13 @@ def test_chunks_and_their_second_pass_are_one_batch(tmp_path: Path) -> None:
     "tokens", [DIFFERENT[:1], DIFFERENT[:, :1], torch.zeros(4, 3, 8), torch.full((4, 3, 8), torch.nan)]
 )
 def test_what_cannot_be_compared_is_left_out(tmp_path: Path, tokens: Tensor) -> None:
-    assert compare_tokens(tokens) is None
+    assert measure_tokens(tokens) is None
     assert _step(_log(tmp_path), 2, [tokens]) == {}
 
 
 def test_half_precision_with_a_graph_is_measured() -> None:
     tokens = DIFFERENT.clone().requires_grad_().to(torch.bfloat16)
-    found = compare_tokens(tokens, torch.full((8, 4, 2, 2), 0.25, dtype=torch.float16))
+    found = measure_tokens(tokens, torch.full((8, 4, 2, 2), 0.25, dtype=torch.float16))
     assert found is not None and found.overlap == 1.0 and found.effective_rank > 2.0
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from asymcir_common import Preprocessing
 from asymcir_training import Foundation, LightEncoder, load_foundation
-from asymcir_training.runs.token_log import compare_tokens
+from asymcir_training.runs.token_log import measure_tokens
 from asymcir_training.triplets.pictures import gather_gallery
 from asymcir_training.triplets.triplet import PictureTriplet
 from asymcir_training.triplets.validation import TripletValidation, compose_queries
@@ -82,7 +82,7 @@ def test_tokens_and_maps_are_measured_on_the_references(validation: TripletValid
     }
     with torch.no_grad():
         pixels = (torch.from_numpy(validation._pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
-        expected = compare_tokens(*student.forward_with_maps(pixels))
+        expected = measure_tokens(*student.forward_with_maps(pixels))
     assert expected is not None
     measured = [expected.cosine, expected.effective_rank, expected.centred_rank, expected.overlap]
     names = ("token_cosine", "effective_rank", "centred_rank", "attention_overlap")

@@ -23,8 +23,8 @@ ATTENTION_OVERLAP = "attention_overlap"
 _LOG = logging.getLogger(__name__)
 
 
-def compare_tokens(tokens: Tensor, maps: Tensor | None = None) -> TokenDiversity | None:
-    """Compare the tokens of pictures with one another.
+def measure_tokens(tokens: Tensor, maps: Tensor | None = None) -> TokenDiversity | None:
+    """Measure how different the tokens of pictures are.
 
     Args:
         tokens: [n, L, D], of any float type, on any device.
@@ -70,7 +70,7 @@ class TokenLog:
         """
         if not self._held:
             return {}
-        found = compare_tokens(self._processes.gather(torch.cat(self._held).float()))
+        found = measure_tokens(self._processes.gather(torch.cat(self._held).float()))
         self._held = []
         if found is None:
             return {}

@@ -31,7 +31,7 @@ from asymcir_training.runs.token_log import (
     CENTRED_RANK,
     EFFECTIVE_RANK,
     TOKEN_COSINE,
-    compare_tokens,
+    measure_tokens,
 )
 from asymcir_training.triplets.pictures import TripletGallery
 from asymcir_training.triplets.ranking import measure_recall
@@ -117,7 +117,7 @@ class TripletValidation:
         """Measure an encoder in eval mode."""
         tokens, maps = _encode_references(encoder, self._pixels, spec=self._spec, device=self._device)
         figures = self._measure(tokens)
-        found = compare_tokens(tokens, maps)
+        found = measure_tokens(tokens, maps)
         if found is None:
             return figures
         figures |= {
