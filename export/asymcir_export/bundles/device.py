@@ -4,7 +4,7 @@ Notation: L sentence tokens, D word-embedding width, S picture side.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from asymcir_export.bundles.golden import choose_pictures, write_golden
 from asymcir_export.bundles.staging import Sources, refuse_existing, staged, write_graph
 from asymcir_export.bundles.token_report import describe_tokens
 from asymcir_export.bundles.variants import VARIANTS, Source, check_variants, describe_variants, split_pictures
-from asymcir_export.checks.parity import check_device_parity, encode_original, load_pictures
-from asymcir_export.checks.search_set import SearchSet
-from asymcir_export.errors import ExportError
+from asymcir_export.checks.parity import check_device_parity, encode_original, load_named_pictures
+from asymcir_export.checks.search_set import MAX_RECALL_LOSS, SearchSet
+from asymcir_export.errors import ExportError, ParityError
 from asymcir_export.graphs.cost import measure_cost
 from asymcir_export.graphs.device_graph import build_network_graph, join_preprocessing
 from asymcir_export.graphs.weight_storage import WeightStorage
@@ -55,7 +55,8 @@ def export_device_bundle(
     `attention_maps` float32 [L, h, w]. How different the tokens are is measured; where they are nearly one, log,
     manifest (`token_diversity`) and report say so.
     All or nothing: the folder appears at `out` once everything in it was compared with the original. A variant that
-    misses its thresholds is left out, and the manifest (`variants`) and `report.html` say why.
+    misses its thresholds is left out, and the manifest (`variants`) and `report.html` say why and name the picture
+    that came out worst.
 
     Args:
         encoder: the trained light encoder, normalised pixels [b, 3, S, S] -> sentence tokens [b, L, D]; put into eval
@@ -86,7 +87,8 @@ def export_device_bundle(
         raise ExportError(f"expected the device encoder's storage as one of {list(DEVICE_STORAGES)}, got {storage!r}")
     check_variants(variants)
     encoder = encoder.eval()
-    compared, calibration = split_pictures(load_pictures(pictures, limit=DEVICE_PICTURES))
+    named, kept_back = split_pictures(list(load_named_pictures(pictures, limit=DEVICE_PICTURES).items()))
+    compared, calibration = dict(named), [picture for _, picture in kept_back]
     queries = None if search_set is None else _open_search_set(search_set, server, word_space)
     with staged(out, force=force) as folder:
         size = encoder.preprocessing.size
@@ -109,19 +111,21 @@ def export_device_bundle(
         golden = choose_pictures(find_pictures(pictures), side=2 * size).values()
         shown = [preprocess(decode_image(data), encoder.preprocessing) for data in golden]
         exported = QueryEncoder(DeviceBundle.load(folder))
-        properties["token_diversity"], section = describe_tokens(exported, compared, shown)
+        properties["token_diversity"], section = describe_tokens(exported, list(compared.values()), shown)
         if variants:
             source = Source(
                 encoder=encoder,
                 network=network,
-                compared=compared,
-                expected=encode_original(encoder, compared),
+                compared=list(compared.values()),
+                expected=encode_original(encoder, list(compared.values())),
                 calibration=calibration,
+                names=list(compared),
                 search_set=queries,
                 original=None if queries is None else queries.search(encode_original(encoder, queries.pictures)),
             )
             title = f"{out.name}: {foundation}"
             properties |= describe_variants(folder, source, variants, storage=storage, title=title, sections=[section])
+            _check_recall(properties["variants"]["fp32"])
             write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources)
         properties["golden"] = write_golden(folder, encoder, find_pictures(pictures))
         return write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources, parity=parity)
@@ -134,6 +138,30 @@ def _describe_cost(network: ModelProto) -> dict[str, int]:
     except ExportError as exc:
         _LOG.warning("the manifest does not say what the network costs: %s", exc)
         return {}
+
+
+def _check_recall(record: Mapping[str, Any]) -> None:
+    """Refuse an encoder that loses R@10 for certain; warn where it may be by chance.
+
+    Rounding in the resize turns over a few answers of a young model in both directions, so the loss itself decides
+    nothing here: MAX_RECALL_LOSS is held against the upper end of its 95% interval.
+
+    Args:
+        record: of `encoder.onnx`, as `measure_onnx` makes it; without a search set nothing is judged.
+
+    Raises:
+        ParityError: R@10 fell by more than MAX_RECALL_LOSS.
+    """
+    if record.get("recall_at_10_change", 0.0) >= -MAX_RECALL_LOSS:
+        return
+    low, high = record["recall_at_10_change_interval"]
+    what = (
+        f"R@10 of {record['queries']} composed queries fell from {record['recall_at_10_original']:.4f} to "
+        f"{record['recall_at_10']:.4f} (95%: {low:+.4f} to {high:+.4f}), at most {MAX_RECALL_LOSS} may be lost"
+    )
+    if high < -MAX_RECALL_LOSS:
+        raise ParityError(f"{ENCODER_FILE}: {what}; nothing was written")
+    _LOG.warning("%s: %s; this may be chance, so the bundle is written", ENCODER_FILE, what)
 
 
 def _open_search_set(folder: Path, server: Path | None, word_space: str) -> SearchSet:

@@ -60,7 +60,7 @@ def render_report(
         "<h2>Why</h2><ul>",
         *(
             f'<li><b>{html.escape(name)}</b>: <span class="{record["status"]}">{record["status"]}</span>. '
-            f"{html.escape(record['reason'])}</li>"
+            f"{html.escape(record['reason'])}{_worst(record)}</li>"
             for name, record in variants.items()
         ),
         "</ul>",
@@ -69,6 +69,13 @@ def render_report(
         "</body></html>",
     ]
     return "\n".join(line for line in lines if line) + "\n"
+
+
+def _worst(record: Mapping[str, Any]) -> str:
+    """Name the picture whose tokens came out worst, prepared and as it is."""
+    found = (("prepared", record.get("worst")), ("resized in the graph", record.get("resized", {}).get("worst")))
+    parts = [f"{html.escape(worst['picture'])}, {what}: cosine {worst['cosine']:.5f}" for what, worst in found if worst]
+    return f" Worst picture: {'; '.join(parts)}." if parts else ""
 
 
 def _table(variants: Mapping[str, Mapping[str, Any]]) -> str:

@@ -2,12 +2,13 @@
 
 | variant | what | thresholds |
 |---|---|---|
-| `fp16` | ONNX, computed in fp16 | THRESHOLDS, and R@10 |
-| `int8` | ONNX, static int8 (QDQ), calibrated on pictures | THRESHOLDS, and R@10 |
+| `fp16` | ONNX, computed in fp16 | THRESHOLDS, RESIZED_THRESHOLDS, and R@10 |
+| `int8` | ONNX, static int8 (QDQ), calibrated on pictures | the same |
 | `fp32-ort`, `int8-ort` | the same in ONNX Runtime's own format | as the ONNX file |
 | `coreml-fp16` | Core ML package, evaluated operator by operator | COREML_THRESHOLDS, and R@10 |
 | `coreml-linear8`, `-palettized8`, `-palettized6`, `-w8a8` | 8- or 6-bit weights, int8 activations | the same |
 
+THRESHOLDS hold for prepared pictures, whose pixels are the same, RESIZED_THRESHOLDS (checks/resizing.py) for others.
 R@10 is measured where a search set is given: a variant may lose MAX_RECALL_LOSS of it. Where `int8` fails, it is tried
 once more with the layers that spoil most left float (sensitivity.py). It also has to be smaller and faster than fp32.
 
@@ -24,7 +25,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -38,6 +39,7 @@ from onnx import ModelProto
 from asymcir_export.bundles.report import render_report
 from asymcir_export.checks.agreement import Thresholds, check_agreement
 from asymcir_export.checks.parity import storage_thresholds
+from asymcir_export.checks.resizing import RESIZED_THRESHOLDS
 from asymcir_export.checks.search_set import MAX_RECALL_LOSS, Answers, SearchSet, compare_answers
 from asymcir_export.coreml.check import COREML_THRESHOLDS, check_coreml, evaluate_coreml
 from asymcir_export.coreml.compression import VARIANT_FILES, package_size_bytes, write_coreml_variant
@@ -79,6 +81,7 @@ demo's 200 were too few: two queries that fell out of the top ten made more than
 REPORT_FILE = "report.html"
 _WARM_UP, _REPEATS = 5, 30
 _FEW_PICTURES = 48
+_Picture = TypeVar("_Picture")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +94,7 @@ class Source:
         compared: [h, w, 3] uint8 each, to compare on.
         expected: [p, L, D], PyTorch's tokens of `compared`.
         calibration: [h, w, 3] uint8 each, to measure activations on.
+        names: of `compared`, to name the worst one; none leave it unnamed.
         search_set: to measure R@10 with; None leaves it out.
         original: its answers with PyTorch's tokens.
     """
@@ -100,6 +104,7 @@ class Source:
     compared: Sequence[NDArray[np.uint8]]
     expected: NDArray[np.float32]
     calibration: Sequence[NDArray[np.uint8]]
+    names: Sequence[str] = ()
     search_set: SearchSet | None = None
     original: Answers | None = None
 
@@ -142,9 +147,7 @@ def check_variants(names: Sequence[str]) -> None:
         raise ExportError(f"expected variants among {', '.join(VARIANTS)}, got {', '.join(unknown)}")
 
 
-def split_pictures(
-    pictures: Sequence[NDArray[np.uint8]],
-) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
+def split_pictures(pictures: Sequence[_Picture]) -> tuple[list[_Picture], list[_Picture]]:
     """Split pictures into those to compare on and those to calibrate on; few pictures do both."""
     if len(pictures) < _FEW_PICTURES:
         return list(pictures), list(pictures)
@@ -190,6 +193,8 @@ def describe_variants(
 def measure_onnx(path: Path, source: Source, precision: str, *, float_compute: bool = False) -> dict[str, Any]:
     """Compare an ONNX or ORT file with PyTorch, time it, and search with it.
 
+    The figures are those of prepared pictures; those of the pictures as they are stand in `resized`.
+
     Args:
         path: the file.
         source: see its class.
@@ -201,9 +206,24 @@ def measure_onnx(path: Path, source: Source, precision: str, *, float_compute: b
         EncoderError: ONNX Runtime cannot open it.
     """
     session = open_session(path, threads=1, float_compute=float_compute)
-    found = np.stack([_run(session, picture) for picture in source.compared])
-    record = check_agreement(path.name, source.expected, found, thresholds=THRESHOLDS[precision], allowance=precision)
-    square = preprocess(source.compared[0], source.encoder.preprocessing)
+    squares = [preprocess(picture, source.encoder.preprocessing) for picture in source.compared]
+    record = check_agreement(
+        path.name,
+        source.expected,
+        np.stack([_run(session, square) for square in squares]),
+        thresholds=THRESHOLDS[precision],
+        allowance=precision,
+        pictures=source.names,
+    )
+    record["resized"] = check_agreement(
+        f"{path.name}, of resized pictures",
+        source.expected,
+        np.stack([_run(session, picture) for picture in source.compared]),
+        thresholds=RESIZED_THRESHOLDS,
+        allowance=f"the resize in the graph and {precision}",
+        pictures=source.names,
+    )
+    square = squares[0]
     times_ms = []
     for _ in range(_WARM_UP + _REPEATS):
         started_s = time.perf_counter()

@@ -3,6 +3,7 @@
 Notation: width, the length of one vector (a sentence token's D, an embedding's E).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,19 +19,29 @@ class Thresholds:
     """What a comparison has to meet.
 
     Attributes:
-        cosine_min: least cosine that any one vector may have with its original.
+        cosine_min: least cosine that any one vector may have with its original; with a quantile above 0, the least
+            that this quantile of the cosines may be.
         cosine_mean: least mean cosine.
         error_to_spread: most root mean square error, over the root mean square distance of the originals from their
             mean. What all outputs have in common can hide a fault from the cosine.
+        quantile: of the cosines that `cosine_min` is held against: 0 for the least one, 0.05 to let one in twenty go.
     """
 
     cosine_min: float
     cosine_mean: float
     error_to_spread: float
+    quantile: float = 0.0
 
 
 def check_agreement(
-    name: str, expected: NDArray[np.float32], found: NDArray[np.float32], *, thresholds: Thresholds, allowance: str
+    name: str,
+    expected: NDArray[np.float32],
+    found: NDArray[np.float32],
+    *,
+    thresholds: Thresholds,
+    allowance: str,
+    pictures: Sequence[str] = (),
+    advice: str = "",
 ) -> dict[str, Any]:
     """Compare what an exported model gives with what its original gives.
 
@@ -40,10 +51,13 @@ def check_agreement(
         found: the same, from the exported model.
         thresholds: to meet.
         allowance: what may differ by that much, for the message: "fp16 weights".
+        pictures: names along the first axis, to name the worst one; none for texts.
+        advice: what to do about a difference, for the message.
 
     Returns:
-        For the manifest: `vectors` compared, `max_abs_difference`, `cosine_min`, `cosine_mean`, `error_to_spread`, and
-        the thresholds of the last three.
+        For the manifest: `vectors` compared, `max_abs_difference`, `cosine_min`, `cosine_p05` (5th percentile),
+        `cosine_mean`, `error_to_spread`, their `thresholds` (of the cosine, its mean, the error), the `quantile` of the
+        cosines that was judged, and with `pictures` the `worst` one (`picture`, `cosine`).
 
     Raises:
         ParityError: another shape, a value that is not finite, a cosine below its threshold, or an error above its own.
@@ -57,24 +71,33 @@ def check_agreement(
     cosines = token_cosines(a, b)  # [vectors]
     spread = float(np.sqrt(np.mean((expected - expected.mean(axis=0)) ** 2)))
     error = float(np.sqrt(np.mean((a - b) ** 2)))
+    judged = float(np.quantile(cosines, thresholds.quantile))
     record: dict[str, Any] = {
         "vectors": len(a),
         "max_abs_difference": float(np.abs(a - b).max()),
         "cosine_min": float(cosines.min()),
+        "cosine_p05": float(np.quantile(cosines, 0.05)),
         "cosine_mean": float(cosines.mean()),
         "error_to_spread": error / max(spread, 1e-12),
         "thresholds": [thresholds.cosine_min, thresholds.cosine_mean, thresholds.error_to_spread],
+        "quantile": thresholds.quantile,
     }
+    worst = ""
+    if pictures:
+        picture = pictures[int(cosines.argmin()) * len(pictures) // len(cosines)]
+        record["worst"] = {"picture": picture, "cosine": record["cosine_min"]}
+        worst = f", worst picture {picture} (cosine {record['cosine_min']:.5f})"
     if (
-        record["cosine_min"] < thresholds.cosine_min
+        judged < thresholds.cosine_min
         or record["cosine_mean"] < thresholds.cosine_mean
         or record["error_to_spread"] > thresholds.error_to_spread
     ):
+        what = f"{100 * thresholds.quantile:g}th percentile" if thresholds.quantile else "min"
         raise ParityError(
-            f"{name}: the exported model differs from its original by more than {allowance} may: cosine min "
-            f"{record['cosine_min']:.5f} (at least {thresholds.cosine_min}), mean {record['cosine_mean']:.5f} (at "
-            f"least {thresholds.cosine_mean}), error to spread {record['error_to_spread']:.3f} (at most "
+            f"{name}: the exported model differs from its original by more than {allowance} may: cosine {what} "
+            f"{judged:.5f} (at least {thresholds.cosine_min}), mean {record['cosine_mean']:.5f} (at least "
+            f"{thresholds.cosine_mean}), error to spread {record['error_to_spread']:.3f} (at most "
             f"{thresholds.error_to_spread}), max abs difference {record['max_abs_difference']:.3g} over {len(a)} "
-            "vectors; nothing was written"
+            f"vectors{worst}; {advice + '; ' if advice else ''}nothing was written"
         )
     return record

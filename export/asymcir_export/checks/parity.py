@@ -24,6 +24,7 @@ from asymcir_training import Foundation, LightEncoder, UnionHead, normalise_pixe
 from numpy.typing import NDArray
 
 from asymcir_export.checks.agreement import Thresholds, check_agreement
+from asymcir_export.checks.resizing import RESIZED_THRESHOLDS, check_resize
 from asymcir_export.errors import ExportError
 from asymcir_export.graphs.weight_storage import STORAGES, WeightStorage
 
@@ -70,12 +71,17 @@ def worst_storage(*storages: WeightStorage) -> WeightStorage:
 
 
 def load_pictures(folder: Path, *, limit: int = PARITY_PICTURES) -> list[NDArray[np.uint8]]:
+    """Read pictures for the comparison, as `load_named_pictures` does, without their names."""
+    return list(load_named_pictures(folder, limit=limit).values())
+
+
+def load_named_pictures(folder: Path, *, limit: int = PARITY_PICTURES) -> dict[str, NDArray[np.uint8]]:
     """Read pictures for the comparison, evenly spaced over a folder and the folders in it, or over an archive.
 
     Every second one is cut to 3:2 or 2:3, so that resizing and cropping are exercised by a folder of squares too.
 
     Returns:
-        [h, w, 3] uint8 each; files that cannot be read are passed over.
+        Path in the folder -> [h, w, 3] uint8; files that cannot be read are passed over.
 
     Raises:
         ExportError: fewer than MIN_PICTURES.
@@ -83,7 +89,7 @@ def load_pictures(folder: Path, *, limit: int = PARITY_PICTURES) -> list[NDArray
     """
     files, reader = find_pictures(folder), PathReader()
     chosen = [files[i * len(files) // limit] for i in range(limit)] if len(files) > limit else files
-    pictures: list[NDArray[np.uint8]] = []
+    pictures: dict[str, NDArray[np.uint8]] = {}
     for path in chosen:
         try:
             picture = read_image(path, reader)
@@ -94,7 +100,8 @@ def load_pictures(folder: Path, *, limit: int = PARITY_PICTURES) -> list[NDArray
             picture = picture[: max(1, height * 2 // 3)]
         elif len(pictures) % 4 == 3:
             picture = picture[:, : max(1, width * 2 // 3)]
-        pictures.append(np.ascontiguousarray(picture))
+        name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+        pictures[name] = np.ascontiguousarray(picture)
     if len(pictures) < MIN_PICTURES:
         raise ExportError(
             f"expected a folder with {MIN_PICTURES} or more pictures to compare on, found {len(pictures)} in {folder}"
@@ -103,7 +110,13 @@ def load_pictures(folder: Path, *, limit: int = PARITY_PICTURES) -> list[NDArray
 
 
 def check_parity(
-    name: str, expected: NDArray[np.float32], found: NDArray[np.float32], *, storage: WeightStorage
+    name: str,
+    expected: NDArray[np.float32],
+    found: NDArray[np.float32],
+    *,
+    storage: WeightStorage,
+    pictures: Sequence[str] = (),
+    advice: str = "",
 ) -> dict[str, Any]:
     """Compare what an exported model gives with what its original gives.
 
@@ -112,17 +125,24 @@ def check_parity(
         expected: [..., width], from PyTorch.
         found: the same, from the exported model.
         storage: whose thresholds hold.
+        pictures: names along the first axis, to name the worst one; none for texts.
+        advice: what to do about a difference, for the message; of lean storage only.
 
     Returns:
-        For the manifest: `vectors` compared, `max_abs_difference`, `cosine_min`, `cosine_mean`, `error_to_spread`, and
-        the thresholds of the last three.
+        For the manifest: what `check_agreement` says, and `weight_storage`.
 
     Raises:
         ParityError: another shape, a value that is not finite, a cosine below its threshold, or an error
             above its own.
     """
     record = check_agreement(
-        name, expected, found, thresholds=storage_thresholds(storage), allowance=f"{storage} weights"
+        name,
+        expected,
+        found,
+        thresholds=storage_thresholds(storage),
+        allowance=f"{storage} weights",
+        pictures=pictures,
+        advice="" if storage == "fp32" else advice,
     )
     return {**record, "weight_storage": storage}
 
@@ -140,32 +160,43 @@ def encode_original(encoder: LightEncoder, pictures: Sequence[NDArray[np.uint8]]
 
 
 def check_device_parity(
-    folder: Path, encoder: LightEncoder, pictures: Sequence[NDArray[np.uint8]], *, storage: WeightStorage
+    folder: Path, encoder: LightEncoder, pictures: Mapping[str, NDArray[np.uint8]], *, storage: WeightStorage
 ) -> dict[str, Any]:
     """Compare a device bundle, opened by `asymcir_edge`, with its light encoder.
+
+    Prepared pictures are compared strictly: the network gets the same pixels. Of others, the pixels that the graph's
+    resize gives are compared with Pillow's, and the tokens by percentiles (see checks/resizing.py).
 
     Args:
         folder: the bundle, with its manifest.
         encoder: in eval mode.
-        pictures: [h, w, 3] uint8, any size.
+        pictures: name -> [h, w, 3] uint8, any size.
         storage: of the ONNX encoder's weights.
 
     Returns:
         Output name -> record, for the manifest.
 
     Raises:
-        ParityError: a cosine below its threshold.
+        ParityError: a cosine below its threshold, or other pixels.
     """
-    query_encoder = QueryEncoder(DeviceBundle.load(folder))
-    squares = [preprocess(picture, encoder.preprocessing) for picture in pictures]
-    expected = encode_original(encoder, pictures)  # [b, L, D]
-    prepared = np.stack([query_encoder.encode_image(square) for square in squares])  # resizing them changes nothing
-    found = np.stack([query_encoder.encode_image(picture) for picture in pictures])
-    parity: dict[str, Any] = {
-        "sentence_tokens": check_parity("sentence_tokens", expected, prepared, storage=storage),
-        "sentence_tokens_resized": check_parity("sentence_tokens_resized", expected, found, storage=storage),
-    }
-    return parity
+    bundle = DeviceBundle.load(folder)
+    query_encoder, names = QueryEncoder(bundle), list(pictures)
+    shown, spec = list(pictures.values()), encoder.preprocessing
+    expected = encode_original(encoder, shown)  # [b, L, D]
+    prepared = np.stack([query_encoder.encode_image(preprocess(picture, spec)) for picture in shown])
+    found = np.stack([query_encoder.encode_image(picture) for picture in shown])
+    advice = f"pass --storage {'fp32' if storage == 'fp16' else 'fp16'}, which keeps the weights more exactly"
+    strict = check_parity("sentence_tokens", expected, prepared, storage=storage, pictures=names, advice=advice)
+    resize = check_resize(bundle.encoder_path("fp32"), spec, shown, names)
+    resized = check_agreement(
+        "sentence_tokens_resized",
+        expected,
+        found,
+        thresholds=RESIZED_THRESHOLDS,
+        allowance="the resize in the graph",
+        pictures=names,
+    )
+    return {"sentence_tokens": strict, "sentence_tokens_resized": {**resized, **resize, "weight_storage": storage}}
 
 
 def check_server_parity(
