@@ -17,7 +17,16 @@ class ExportError(AsymcirError):
 
 
 class ParityError(ExportError):
-    """An exported model differs from its PyTorch original by more than its threshold."""
+    """An exported model differs from its PyTorch original by more than its threshold.
+
+    Args:
+        difference: what differs, and what to do about it; the message adds that nothing was written. What goes on
+            without the model, or with another one, quotes `difference` alone.
+    """
+
+    def __init__(self, difference: str) -> None:
+        super().__init__(f"{difference}; nothing was written")
+        self.difference = difference
 
 
 class NotVerifiedError(ExportError):

@@ -160,7 +160,7 @@ def _check_recall(record: Mapping[str, Any]) -> None:
         f"{record['recall_at_10']:.4f} (95%: {low:+.4f} to {high:+.4f}), at most {MAX_RECALL_LOSS} may be lost"
     )
     if high < -MAX_RECALL_LOSS:
-        raise ParityError(f"{ENCODER_FILE}: {what}; nothing was written")
+        raise ParityError(f"{ENCODER_FILE}: {what}")
     _LOG.warning("%s: %s; this may be chance, so the bundle is written", ENCODER_FILE, what)
 
 

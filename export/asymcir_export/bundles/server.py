@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from asymcir_common import Manifest, Preprocessing, preprocess, write_manifest
 from asymcir_common.manifest import SERVER_BUNDLE
+from asymcir_server.encode.sessions import open_session
 from asymcir_server.encode.tokenizer import clean_text
 from asymcir_training import PROMPTS, Foundation, UnionHead, normalise_pixels
 from numpy.typing import NDArray
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 
 from asymcir_export.bundles.staging import Sources, refuse_existing, staged, write_graph
 from asymcir_export.bundles.tokenizer_json import check_tokenizer, tokenizer_to_json
-from asymcir_export.checks.parity import check_server_parity, load_pictures, worst_storage
+from asymcir_export.checks.parity import load_named_pictures, worst_storage
 from asymcir_export.checks.server_answers import check_answers, open_device
-from asymcir_export.errors import ExportError
-from asymcir_export.graphs.weight_storage import WeightStorage, quantize_rows
+from asymcir_export.checks.server_parity import check_server_parity, check_union_head, embed_original
+from asymcir_export.errors import ExportError, ParityError
+from asymcir_export.graphs.weight_storage import STORAGES, WeightStorage, quantize_rows
 from asymcir_export.graphs.writer import batch_axis, length_axis, to_onnx
 from asymcir_export.int8.quantize import TOLERANCE, Compute, is_convolutional, set_compute
 
@@ -80,7 +82,8 @@ def export_server_bundle(
         out: the bundle; must not exist, unless `force`.
         pictures: a folder of pictures to compare on.
         storage: how the two towers keep their weights.
-        union_storage: of the UNION head; without it, `storage`. None where there is no head.
+        union_storage: of the UNION head; without it, `storage`. None where there is no head. A head that misses its
+            thresholds in it is stored more exactly, with a warning; the manifest's `union` says what was `asked` for.
         table_storage: of the word-embedding table: "fp32", "fp16" or "int8"; without it `storage`, int8 for int4.
         text_compute, visual_compute: what the towers compute in: "fp32", "fp16", or "int8" (dynamic for transformers,
             static and calibrated on `pictures` for convolutional networks). Unless fp32, it is their storage too.
@@ -114,14 +117,14 @@ def export_server_bundle(
     if union_head is not None:
         union_head = union_head.eval()
     reader = None if search_set is None else open_device(device, search_set, foundation.word_space())
-    chosen = load_pictures(pictures)
+    chosen = load_named_pictures(pictures)
     with staged(out, force=force) as folder, _float32_beside(folder, wanted=reader is not None) as original:
         tokenizer = tokenizer_to_json(foundation.open_clip_tokenizer)
         _logger.info("comparing tokenizer.json with open_clip's tokenizer")
         token_parity = check_tokenizer(
             tokenizer, foundation.open_clip_tokenizer, lambda text: clean_text(text, foundation.text_clean)
         )
-        squares = [preprocess(picture, foundation.preprocessing)[None] for picture in chosen]
+        squares = [preprocess(picture, foundation.preprocessing)[None] for picture in chosen.values()]
         _write_tower(_export_text(foundation), TEXT_FILE, folder, original, storage, text_compute)
         visual = _export_visual(foundation)
         convolutional = is_convolutional(visual)
@@ -162,8 +165,11 @@ def export_server_bundle(
             _write_table(table, original, "fp32")
             write_manifest(original, format=SERVER_BUNDLE, properties=properties)
         (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
-        if union is not None:
-            write_graph(union, folder / UNION_FILE, union_storage)
+        features = embed_original(foundation, list(chosen.values()))
+        if union is not None and union_head is not None:
+            asked = union_storage
+            union_storage = _store_union(union, folder / UNION_FILE, foundation, union_head, features, asked=asked)
+            properties["union"]["asked"] = asked
         properties["text"]["word_embedding_scales"] = _write_table(table, folder, table_storage)
         properties["weight_storage"] = {
             TEXT_FILE: storage if text_compute == "fp32" else text_compute,
@@ -179,6 +185,7 @@ def export_server_bundle(
             foundation,
             union_head,
             chosen,
+            expected_images=features,
             text_storage=worst_storage(table_storage, storage if text_compute == "fp32" else TOLERANCE[text_compute]),
             visual_storage=storage if visual_compute == "fp32" else TOLERANCE[visual_compute],
             union_storage=union_storage,
@@ -254,6 +261,36 @@ def _export_union(union_head: UnionHead) -> ModelProto:
         outputs=["target", "gate"],
         axes={"image_features": {0: batch}, "text_features": {0: batch}},
     )
+
+
+def _store_union(
+    graph: ModelProto,
+    path: Path,
+    foundation: Foundation,
+    union_head: UnionHead,
+    features: NDArray[np.float32],
+    *,
+    asked: WeightStorage,
+) -> WeightStorage:
+    """Write the UNION head as leanly as asked for, or as its thresholds allow; return how.
+
+    The targets of a head that was trained for a few steps barely spread, and what int4 adds may then be more than that.
+
+    Raises:
+        ParityError: it differs in float32 too, so it is not the storage.
+    """
+    for storage in reversed(STORAGES[: STORAGES.index(asked) + 1]):
+        write_graph(graph, path, storage)
+        session = open_session(path, threads=0, compute="fp32", convolutional=False)
+        try:
+            check_union_head(session, foundation, union_head, features, storage=storage)
+        except ParityError as exc:
+            if storage == "fp32":
+                raise
+            _logger.warning("the UNION head is stored more exactly than as %s: %s", storage, exc.difference)
+        else:
+            return storage
+    raise AssertionError("fp32 returns or raises")
 
 
 def _write_table(table: Tensor, folder: Path, storage: WeightStorage) -> str | None:

@@ -44,7 +44,7 @@ from asymcir_export.checks.search_set import MAX_RECALL_LOSS, Answers, SearchSet
 from asymcir_export.coreml.check import COREML_THRESHOLDS, check_coreml, evaluate_coreml
 from asymcir_export.coreml.compression import VARIANT_FILES, package_size_bytes, write_coreml_variant
 from asymcir_export.coreml.writer import write_coreml
-from asymcir_export.errors import ExportError
+from asymcir_export.errors import ExportError, ParityError
 from asymcir_export.graphs.device_graph import INPUT_NAME, OUTPUT_NAME, PREPROCESSING_PREFIX, join_preprocessing
 from asymcir_export.graphs.writer import write_onnx
 from asymcir_export.int8.quantize import quantize_static_int8, to_fp16, write_ort
@@ -328,7 +328,8 @@ def _measure(name: str, path: Path, source: Source, written: Mapping[str, Any]) 
         else:
             record = _measure_coreml(path, source, name.removeprefix("coreml-"))
     except (ExportError, EncoderError) as exc:
-        return {**written, "status": "dropped", "reason": str(exc)}
+        reason = exc.difference if isinstance(exc, ParityError) else str(exc)
+        return {**written, "status": "dropped", "reason": reason}
     record = {**written, **record}
     status, reason = judge(record)
     return {**record, "status": status, "reason": reason}

@@ -4,7 +4,6 @@ from asymcir_export.checks.agreement import Thresholds, check_agreement
 from asymcir_export.checks.parity import (
     check_device_parity,
     check_parity,
-    check_server_parity,
     encode_original,
     load_pictures,
     storage_thresholds,
@@ -12,6 +11,7 @@ from asymcir_export.checks.parity import (
 )
 from asymcir_export.checks.search_set import Answers, SearchSet, compare_answers
 from asymcir_export.checks.server_answers import check_answers, encode_pictures, open_device
+from asymcir_export.checks.server_parity import check_server_parity
 
 __all__ = [
     "Answers",

@@ -42,6 +42,7 @@ def check_agreement(
     allowance: str,
     pictures: Sequence[str] = (),
     advice: str = "",
+    centred: bool = False,
 ) -> dict[str, Any]:
     """Compare what an exported model gives with what its original gives.
 
@@ -53,6 +54,8 @@ def check_agreement(
         allowance: what may differ by that much, for the message: "fp16 weights".
         pictures: names along the first axis, to name the worst one; none for texts.
         advice: what to do about a difference, for the message.
+        centred: leave the error that all pictures share out of the error to spread; its share stands in the record,
+            `offset_to_spread`.
 
     Returns:
         For the manifest: `vectors` compared, `max_abs_difference`, `cosine_min`, `cosine_p05` (5th percentile),
@@ -70,7 +73,9 @@ def check_agreement(
         raise ParityError(f"{name}: expected finite values, got NaN or infinity")
     cosines = token_cosines(a, b)  # [vectors]
     spread = float(np.sqrt(np.mean((expected - expected.mean(axis=0)) ** 2)))
-    error = float(np.sqrt(np.mean((a - b) ** 2)))
+    difference = found.astype(np.float64) - expected
+    offset = difference.mean(axis=0) if centred else np.zeros(())
+    error = float(np.sqrt(np.mean((difference - offset) ** 2)))
     judged = float(np.quantile(cosines, thresholds.quantile))
     record: dict[str, Any] = {
         "vectors": len(a),
@@ -82,6 +87,8 @@ def check_agreement(
         "thresholds": [thresholds.cosine_min, thresholds.cosine_mean, thresholds.error_to_spread],
         "quantile": thresholds.quantile,
     }
+    if centred:
+        record["offset_to_spread"] = float(np.sqrt(np.mean(offset**2))) / max(spread, 1e-12)
     worst = ""
     if pictures:
         picture = pictures[int(cosines.argmin()) * len(pictures) // len(cosines)]
@@ -98,6 +105,6 @@ def check_agreement(
             f"{judged:.5f} (at least {thresholds.cosine_min}), mean {record['cosine_mean']:.5f} (at least "
             f"{thresholds.cosine_mean}), error to spread {record['error_to_spread']:.3f} (at most "
             f"{thresholds.error_to_spread}), max abs difference {record['max_abs_difference']:.3g} over {len(a)} "
-            f"vectors{worst}; {advice + '; ' if advice else ''}nothing was written"
+            f"vectors{worst}{'; ' if advice else ''}{advice}"
         )
     return record

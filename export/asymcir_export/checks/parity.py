@@ -1,9 +1,9 @@
 """Parity: every exported model against its PyTorch original, on real pictures, through the runtime that will load it.
 
-The device bundle is opened by `asymcir_edge`, the server bundle by `asymcir_server`, so that resizing, tokenisation,
-composition, padding and pooling are compared along with the graphs.
+The device bundle is opened by `asymcir_edge`, so that resizing is compared along with the graph; the server's parts are
+compared in server_parity.py.
 
-Notation: L sentence tokens, D word-embedding width, E joint-embedding width, b batch.
+Notation: L sentence tokens, D word-embedding width, b batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,7 @@ import torch
 from asymcir_common import ImageError, Preprocessing, preprocess, read_image
 from asymcir_common.places import PathReader, find_pictures
 from asymcir_edge import DeviceBundle, QueryEncoder
-from asymcir_server.encode.bundle import ServerBundle
-from asymcir_server.encode.composition import Composer
-from asymcir_server.encode.targets import TargetEncoder
-from asymcir_server.encode.text_encoder import TextEncoder
-from asymcir_server.encode.visual import VisualEncoder
-from asymcir_training import Foundation, LightEncoder, UnionHead, normalise_pixels
+from asymcir_training import LightEncoder, normalise_pixels
 from numpy.typing import NDArray
 
 from asymcir_export.checks.agreement import Thresholds, check_agreement
@@ -47,15 +42,6 @@ PARITY_PICTURES = 32
 
 MIN_PICTURES = 2
 _BATCH = 8
-_SEED = 0
-_MODIFIERS = (
-    "",
-    "is red",
-    "has a blue hat and long sleeves",
-    "is crying, but less sad",
-    "shows two of them at night instead of one by day",
-    "looks like a line drawing",
-)
 
 
 def storage_thresholds(storage: WeightStorage) -> Thresholds:
@@ -117,6 +103,7 @@ def check_parity(
     storage: WeightStorage,
     pictures: Sequence[str] = (),
     advice: str = "",
+    centred: bool = False,
 ) -> dict[str, Any]:
     """Compare what an exported model gives with what its original gives.
 
@@ -127,6 +114,7 @@ def check_parity(
         storage: whose thresholds hold.
         pictures: names along the first axis, to name the worst one; none for texts.
         advice: what to do about a difference, for the message; of lean storage only.
+        centred: leave the error that all vectors share out of the error to spread.
 
     Returns:
         For the manifest: what `check_agreement` says, and `weight_storage`.
@@ -143,6 +131,7 @@ def check_parity(
         allowance=f"{storage} weights",
         pictures=pictures,
         advice="" if storage == "fp32" else advice,
+        centred=centred,
     )
     return {**record, "weight_storage": storage}
 
@@ -197,86 +186,6 @@ def check_device_parity(
         pictures=names,
     )
     return {"sentence_tokens": strict, "sentence_tokens_resized": {**resized, **resize, "weight_storage": storage}}
-
-
-def check_server_parity(
-    folder: Path,
-    foundation: Foundation,
-    union_head: UnionHead | None,
-    pictures: Sequence[NDArray[np.uint8]],
-    *,
-    text_storage: WeightStorage,
-    visual_storage: WeightStorage,
-    union_storage: WeightStorage,
-) -> dict[str, Any]:
-    """Compare a server bundle, opened by `asymcir_server`, with the foundation and the UNION head.
-
-    Args:
-        folder: the bundle, with its manifest.
-        foundation: what the towers were made from.
-        union_head: in eval mode; None for a bundle without one, whose targets are sums of what is compared anyway.
-        pictures: [h, w, 3] uint8, any size.
-        text_storage: the leaner of the text tower's and the word-embedding table's.
-        visual_storage: of the visual tower.
-        union_storage: of the UNION head.
-
-    Returns:
-        Output name -> record, for the manifest.
-
-    Raises:
-        ParityError: a cosine below its threshold.
-    """
-    bundle = ServerBundle.load(folder)
-    text_encoder, visual_encoder = TextEncoder(bundle), VisualEncoder(bundle)
-    parity = {"text_features": _check_text(text_encoder, foundation, storage=text_storage)}
-    squares = np.stack([preprocess(picture, foundation.preprocessing) for picture in pictures])
-    batches = [squares[i : i + _BATCH] for i in range(0, len(squares), _BATCH)]
-    found_images = np.concatenate([visual_encoder.encode_image(batch) for batch in batches])
-    with torch.inference_mode():
-        images = torch.cat([foundation.encode_pixels(_normalise(batch, foundation.preprocessing)) for batch in batches])
-    expected_images = images.numpy()
-    parity["image_features"] = check_parity("image_features", expected_images, found_images, storage=visual_storage)
-    if union_head is None:
-        return parity
-    with torch.inference_mode():
-        null = foundation.encode_null().expand_as(images)
-        targets, gates = union_head(images, null)
-    target_encoder = TargetEncoder(bundle, text_encoder)
-    fed = target_encoder.compute_targets(expected_images, "union")
-    head_storage = worst_storage(union_storage, text_storage)
-    parity["target"] = check_parity("target", targets.numpy(), fed, storage=head_storage)
-    chained = target_encoder.compute_targets(found_images, "union")
-    chain_storage = worst_storage(head_storage, visual_storage)
-    parity["target_end_to_end"] = check_parity("target_end_to_end", targets.numpy(), chained, storage=chain_storage)
-    feed = {"image_features": expected_images, "text_features": np.ascontiguousarray(null.numpy())}
-    (found_gates,) = bundle.union_session().run(["gate"], feed)
-    parity["gate"] = {"max_abs_difference": float(np.abs(found_gates - gates.numpy()).max())}
-    return parity
-
-
-def _check_text(text_encoder: TextEncoder, foundation: Foundation, *, storage: WeightStorage) -> dict[str, Any]:
-    """Compare composed queries (words of the table as sentence tokens), plain texts and the null prompt."""
-    generator = torch.Generator().manual_seed(_SEED)
-    table = foundation.word_embedding_table()
-    composer: Composer = text_encoder.composer
-    modifiers = [text for text in _MODIFIERS if _fits(foundation, text)] * 2
-    length = max(1, min(6, composer.max_sentence_length))
-    picks = torch.randint(len(table), (len(modifiers), length), generator=generator)
-    with torch.inference_mode():
-        tokens = table[picks]  # [b, L, D]
-        plain = [text for text in _MODIFIERS if text][:2]
-        expected = torch.cat(
-            [foundation.compose_query(tokens, modifiers), foundation.encode_text(plain), foundation.encode_null()]
-        ).numpy()
-    prompts = [composer.compose_query(row.numpy(), text) for row, text in zip(tokens, modifiers, strict=True)]
-    prompts += [composer.compose_text(text) for text in plain] + [composer.compose_null()]
-    found = np.concatenate([text_encoder.encode_prompts(prompts[:1]), text_encoder.encode_prompts(prompts[1:])])
-    return check_parity("text_features", expected, found, storage=storage)
-
-
-def _fits(foundation: Foundation, modifier: str) -> bool:
-    """Whether a modifier leaves room for the template and six sentence tokens (it does not in a very short context)."""
-    return len(foundation.tokenize(modifier)) + 16 <= foundation.context_length
 
 
 def _normalise(squares: NDArray[np.uint8], spec: Preprocessing) -> torch.Tensor:

@@ -67,8 +67,7 @@ def check_resize(
         height, width = pictures[worst].shape[:2]
         raise ParityError(
             f"the graph resizes otherwise than Pillow: {names[worst]}, {width}x{height}, differs by "
-            f"{differences[worst]:.2f} grey levels on average, at most {MAX_GREY_DIFFERENCE} are allowed; "
-            "nothing was written"
+            f"{differences[worst]:.2f} grey levels on average, at most {MAX_GREY_DIFFERENCE} are allowed"
         )
     return {
         "grey_difference_mean": float(np.mean(differences)),
