@@ -36,6 +36,7 @@ def register_encode(subparsers: Any) -> None:
     )
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PIC", help="picture files")
     _add_encoder(parser)
+    _add_sentence_length(parser, "keep only the first N tokens of a sentence")
     parser.add_argument(
         "--out",
         type=Path,
@@ -57,10 +58,13 @@ def register_query(subparsers: Any) -> None:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", type=Path, metavar="PIC", help="a picture file")
-    source.add_argument("--tokens", type=Path, metavar="FILE.npy", help="sentence tokens that `asymcir encode` wrote")
+    source.add_argument(
+        "--tokens-file", type=Path, metavar="FILE.npy", help="sentence tokens that `asymcir encode` wrote"
+    )
     parser.add_argument("--text", default="", metavar="CHANGE", help='the typed change, such as "is blue"')
     add_server(parser, timeout_s=_DEFAULT_TIMEOUT_S)
     _add_encoder(parser)
+    _add_sentence_length(parser, "send only the first N tokens of the sentence, for fewer bytes")
     parser.add_argument(
         "--top-k", type=whole_number(1, MAX_TOP_K), default=10, metavar="K", help="hits at most (default: 10)"
     )
@@ -129,6 +133,24 @@ def _add_encoder(parser: argparse.ArgumentParser) -> None:
     _add_threads(parser)
 
 
+def _add_sentence_length(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument(
+        "--tokens",
+        type=_read_sentence_length,
+        metavar="N",
+        help=f"{meaning}; an encoder trained with token dropout (distil.token_dropout) loses least (default: all)",
+    )
+
+
+def _read_sentence_length(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of tokens, got {text}; a file of tokens is given as --tokens-file"
+        ) from exc
+
+
 def _add_threads(parser: argparse.ArgumentParser) -> None:
     add_threads(parser, least=1, default=1, help="threads that one picture is encoded with (default: 1)")
 
@@ -137,7 +159,7 @@ def _encode(args: argparse.Namespace) -> int:
     if args.out is not None:
         _check_output(args.out, force=args.force)
     encoder = _open_encoder(args)
-    encoded = [_encode_picture(encoder, path) for path in args.pictures]
+    encoded = [_encode_picture(encoder, path, args.tokens) for path in args.pictures]
     if args.out is not None:
         arrays = [tokens for tokens, _ in encoded]
         _write_array(args.out, arrays[0] if len(arrays) == 1 else np.stack(arrays))
@@ -166,6 +188,7 @@ def _encode(args: argparse.Namespace) -> int:
 
 def _query(args: argparse.Namespace) -> int:
     from asymcir_edge.device.bundle import DeviceBundle
+    from asymcir_edge.device.encoder import check_sentence_length
     from asymcir_edge.remote.client import RetrievalClient
 
     # The client first: a wrong address should not cost the time of an encoding.
@@ -174,11 +197,12 @@ def _query(args: argparse.Namespace) -> int:
         if args.image is not None:
             encoder = _open_encoder(args)
             bundle = encoder.bundle
-            tokens, report = _encode_picture(encoder, args.image)
+            tokens, report = _encode_picture(encoder, args.image, args.tokens)
             device = {"decode_ms": report["decode_ms"], "encode_ms": report["encode_ms"]}
         else:
             bundle = DeviceBundle.load(args.device_bundle)
-            tokens = _read_tokens(args.tokens, width=bundle.word_width)
+            tokens = _read_tokens(args.tokens_file, width=bundle.word_width)
+            tokens = tokens[: check_sentence_length(args.tokens, len(tokens))]
         result = client.search(
             tokens,
             bundle.word_space,
@@ -242,12 +266,14 @@ def _open_encoder(args: argparse.Namespace) -> "QueryEncoder":
     return QueryEncoder(DeviceBundle.load(args.device_bundle), precision=args.precision, threads=args.threads)
 
 
-def _encode_picture(encoder: "QueryEncoder", path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Encode one picture file; return its tokens [L, D] and what is printed about them."""
+def _encode_picture(
+    encoder: "QueryEncoder", path: Path, length: int | None
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Encode one picture file; return its first `length` tokens [L, D] and what is printed about them."""
     start_s = time.perf_counter()
     pixels = read_image(path)
     decoded_s = time.perf_counter()
-    tokens = encoder.encode_image(pixels)
+    tokens = encoder.encode_image(pixels, tokens=length)
     encoded_s = time.perf_counter()
     norms = np.linalg.norm(tokens, axis=1)  # [L]
     report = {

@@ -58,8 +58,25 @@ def test_encoded_tokens_can_be_sent_later(asymcir: Run, assets: Path, address: s
     assert asymcir("encode", image, "--device-bundle", assets / "device", "--out", tokens).returncode == 0
     assert np.load(tokens).shape[-1] == 384
     direct = json.loads(_query(asymcir, assets, address, "--image", image, "--json").stdout)
-    later = json.loads(_query(asymcir, assets, address, "--tokens", tokens, "--json").stdout)
+    later = json.loads(_query(asymcir, assets, address, "--tokens-file", tokens, "--json").stdout)
     assert [hit["id"] for hit in direct["hits"]] == [hit["id"] for hit in later["hits"]]
+
+
+def test_a_sentence_can_be_cut_to_any_length(asymcir: Run, assets: Path, address: str) -> None:
+    image = assets / "queries.zip" / "red-heart.webp"
+    query = ("--image", image, "--text", "is blue", "--exclude", "red-heart", "--json", "--top-k", 10)
+    sizes_bytes = []
+    for count in (1, 2, 5, 6):
+        done = _query(asymcir, assets, address, *query, "--tokens", count)
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        assert len(answer["hits"]) == 10
+        sizes_bytes.append(answer["request_size_bytes"])
+    assert sizes_bytes == sorted(sizes_bytes) and sizes_bytes[0] < 0.3 * sizes_bytes[-1]
+    whole = json.loads(_query(asymcir, assets, address, *query).stdout)
+    assert whole["hits"] == answer["hits"] and whole["request_size_bytes"] == sizes_bytes[-1]
+    done = _query(asymcir, assets, address, *query, "--tokens", 7)
+    assert done.returncode == 1 and "expected 1 to 6 tokens" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -168,13 +168,29 @@ def test_query(bundle: Path, pictures: dict[str, Path], server: str) -> None:
 def test_query_by_tokens(bundle: Path, pictures: dict[str, Path], server: str, tmp_path: Path) -> None:
     tokens = np.arange(32, dtype=np.float32).reshape(4, 8) / 4 + 1
     np.save(tmp_path / "tokens.npy", tokens)
-    query = ["query", "--server", server, "--device-bundle", bundle, "--tokens"]
+    query = ["query", "--server", server, "--device-bundle", bundle, "--tokens-file"]
     record = json.loads(run(*query, tmp_path / "tokens.npy", "--json").stdout)
     assert record["hits"][0]["score"] == 1.0
     np.save(tmp_path / "several.npy", tokens[None])
     assert "[L, 8]" in fails(*query, tmp_path / "several.npy")
     assert "not a .npy file" in fails(*query, pictures["good"])
     assert "there is no file" in fails(*query, tmp_path / "nothing.npy")
+    short = json.loads(run(*query, tmp_path / "tokens.npy", "--tokens", 2, "--json").stdout)
+    assert short["request_size_bytes"] < record["request_size_bytes"]
+    assert "expected 1 to 4 tokens, for the sentence has 4, got 5" in fails(
+        *query, tmp_path / "tokens.npy", "--tokens", 5
+    )
+
+
+def test_a_sentence_is_cut(bundle: Path, pictures: dict[str, Path], tmp_path: Path) -> None:
+    encode = ["encode", pictures["good"], "--device-bundle", bundle]
+    run(*encode, "--out", tmp_path / "whole.npy")
+    record = json.loads(run(*encode, "--out", tmp_path / "cut.npy", "--tokens", 3, "--json").stdout)
+    assert record["pictures"][0]["shape"] == [3, 8]
+    np.testing.assert_array_equal(np.load(tmp_path / "cut.npy"), np.load(tmp_path / "whole.npy")[:3])
+    for wrong in (0, 5, -1):
+        assert f"expected 1 to 4 tokens, for the sentence has 4, got {wrong}" in fails(*encode, f"--tokens={wrong}")
+    assert "a file of tokens is given as --tokens-file" in run(*encode, "--tokens", "old.npy", check=False).stderr
 
 
 def test_query_refused(bundle: Path, pictures: dict[str, Path], server: str, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from asymcir_common.manifest import digest_file
 from asymcir_export.bundles.device import export_device_bundle
 from asymcir_export.bundles.server import export_server_bundle
 from asymcir_export.bundles.variants import VARIANTS
+from asymcir_export.errors import ParityError
+from asymcir_export.graphs.weight_storage import WeightStorage
 from asymcir_training import load_foundation, load_light_encoder, load_union_head
 
 from asymcir_demo.errors import DemoError
@@ -125,32 +127,56 @@ def _export(out: Path, trained: Path, *, pictures: Path, lean: bool) -> dict[str
     encoder, metadata = load_light_encoder(trained / "light-encoder")
     foundation = load_foundation(f"local-dir:{trained / 'foundation'}")
     foundation.name = FOUNDATION_NAME
-    export_server_bundle(
-        foundation,
-        load_union_head(trained / "union-head")[0],
-        out / "server",
-        pictures=pictures,
-        storage="int8" if lean else "fp32",
-        union_storage="int4" if lean else "fp32",
-        table_storage="int8" if lean else "fp32",
-        sources=SOURCES,
-        force=True,
+    storages: tuple[WeightStorage, ...] = ("int8", "fp16") if lean else ("fp32",)
+    _store_leanest(
+        lambda storage: export_server_bundle(
+            foundation,
+            load_union_head(trained / "union-head")[0],
+            out / "server",
+            pictures=pictures,
+            storage=storage,
+            union_storage="int4" if lean else "fp32",
+            table_storage=storage,
+            sources=SOURCES,
+            force=True,
+        ),
+        storages,
     )
-    export_device_bundle(
-        encoder,
-        out / "device",
-        word_space=metadata["word_space"],
-        foundation=FOUNDATION_NAME,
-        pictures=pictures,
-        storage="int8" if lean else "fp32",
-        variants=() if lean else VARIANTS,
-        server=None if lean else out / "server",
-        search_set=None if lean else pictures.parent,
-        sources=SOURCES,
-        force=True,
+    _store_leanest(
+        lambda storage: export_device_bundle(
+            encoder,
+            out / "device",
+            word_space=metadata["word_space"],
+            foundation=FOUNDATION_NAME,
+            pictures=pictures,
+            storage=storage,
+            variants=() if lean else VARIANTS,
+            server=None if lean else out / "server",
+            search_set=None if lean else pictures.parent,
+            sources=SOURCES,
+            force=True,
+        ),
+        storages,
     )
     sizes = {name: sum(file.stat().st_size for file in (out / name).rglob("*")) for name in ("device", "server")}
     return {f"{name}_mb": round(size / 1e6, 2) for name, size in sizes.items()}
+
+
+def _store_leanest(export: Callable[[WeightStorage], object], storages: Sequence[WeightStorage]) -> None:
+    """Export with the first storage that meets its thresholds: a model that was trained for minutes may need more.
+
+    Raises:
+        ParityError: none of them does.
+    """
+    *leaner, last = storages
+    for storage in leaner:
+        try:
+            export(storage)
+        except ParityError as exc:
+            _LOG.warning("stored more exactly than as %s: %s", storage, exc.difference)
+        else:
+            return
+    export(last)
 
 
 class _Stages:

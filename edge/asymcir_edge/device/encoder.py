@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from asymcir_common import BundleError, ImageError, read_image
+from asymcir_common import BundleError, ImageError, TokensError, read_image
 from asymcir_common.arguments import MAX_THREADS
 from numpy.typing import NDArray
 
@@ -62,31 +62,36 @@ class QueryEncoder:
         """Whether `encode_with_maps` can tell what each token looks at."""
         return any(node.name == MAPS_NAME for node in self._session.get_outputs())
 
-    def encode_file(self, path: Path) -> NDArray[np.float32]:
+    def encode_file(self, path: Path, *, tokens: int | None = None) -> NDArray[np.float32]:
         """Encode a picture file; see `encode_image`.
 
         Raises:
             ImageError: the file is not a picture that can be used.
+            TokensError: `tokens` is not from 1 to L.
             EncoderError: the encoder failed.
         """
-        return self.encode_image(read_image(path))
+        return self.encode_image(read_image(path), tokens=tokens)
 
-    def encode_image(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode_image(self, pixels: NDArray[np.uint8], *, tokens: int | None = None) -> NDArray[np.float32]:
         """Encode one picture to its sentence tokens.
 
         Args:
             pixels: [h, w, 3], RGB, any size; resized and normalised inside the graph.
+            tokens: N, to keep only the first N of the L tokens, from 1 to L; None for all. Fewer are fewer bytes to
+                send. An encoder trained with token dropout (`distil.token_dropout`) loses least by it.
 
         Returns:
-            [L, D], float32, in the word-embedding space that `bundle.word_space` names.
+            [L, D] or [N, D], float32, in the word-embedding space that `bundle.word_space` names.
 
         Raises:
             ImageError: pixels is not [h, w, 3] uint8, or longer than MAX_ASPECT_RATIO times its width or height.
+            TokensError: `tokens` is not from 1 to L.
             EncoderError: the encoder failed.
 
         Source: ISA, arXiv:2403.01431, section 3.
         """
-        return self._encode(pixels, [OUTPUT_NAME])[0]
+        kept = check_sentence_length(tokens, self.bundle.sentence_length)
+        return self._encode(pixels, [OUTPUT_NAME])[0][:kept]
 
     def encode_with_maps(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Encode one picture, and tell what each of its tokens looks at.
@@ -129,6 +134,17 @@ class QueryEncoder:
                 f"expected finite sentence tokens {list(expected)}, got {list(found[0].shape)}: export again"
             )
         return found
+
+
+def check_sentence_length(tokens: int | None, length: int) -> int:
+    """Return how many of a sentence's tokens are kept, all of them where None is asked for.
+
+    Raises:
+        TokensError: not from 1 to L.
+    """
+    if tokens is not None and not 1 <= tokens <= length:
+        raise TokensError(f"expected 1 to {length} tokens, for the sentence has {length}, got {tokens}")
+    return length if tokens is None else tokens
 
 
 def open_session(path: Path, *, threads: int, float_compute: bool) -> "onnxruntime.InferenceSession":

@@ -29,7 +29,7 @@ def test_arguments_have_their_meaning_and_default() -> None:
     ]
     assert rows["`--replace-space`"][1] == "-" and "`--verbose`" not in rows
     rows = _rows("asymcir query")
-    assert rows["`--image PIC`"][1] == rows["`--tokens FILE.npy`"][1] == "one of these is required"
+    assert rows["`--image PIC`"][1] == rows["`--tokens-file FILE.npy`"][1] == "one of these is required"
     assert all(meaning and default for meaning, default in rows.values())
 
 
