@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asymcir_export import ParityError, check_parity
-from asymcir_export.checks.parity import load_pictures, worst_storage
+from asymcir_export.checks.agreement import Thresholds, check_agreement
+from asymcir_export.checks.parity import load_named_pictures, load_pictures, worst_storage
 
 
 def vectors() -> np.ndarray:
@@ -36,6 +37,39 @@ def test_a_common_part_does_not_hide_a_fault() -> None:
         check_parity("y", expected, np.broadcast_to(expected.mean(axis=0), expected.shape), storage="int8")
 
 
+def test_one_bad_token_is_named_and_judged_by_what_is_asked() -> None:
+    names = [f"folder/{number}.png" for number in range(20)]
+    found = vectors()
+    found[13, 4] = -found[13, 4]
+    strict = Thresholds(cosine_min=0.95, cosine_mean=0.97, error_to_spread=0.75)
+    by_percentile = Thresholds(cosine_min=0.95, cosine_mean=0.97, error_to_spread=0.75, quantile=0.05)
+    with pytest.raises(ParityError, match=r"cosine min -1\.0.*worst picture folder/13\.png \(cosine -1\.0.*pass x; noth"):
+        check_agreement("y", vectors(), found, thresholds=strict, allowance="z", pictures=names, advice="pass x")
+    record = check_agreement("y", vectors(), found, thresholds=by_percentile, allowance="z", pictures=names)
+    assert record["worst"] == {"picture": "folder/13.png", "cosine": pytest.approx(-1.0)}
+    assert record["cosine_p05"] == pytest.approx(1.0) and record["quantile"] == 0.05
+    found[:3] = -found[:3]
+    with pytest.raises(ParityError, match=r"cosine 5th percentile -1\.0"):
+        check_agreement("y", vectors(), found, thresholds=by_percentile, allowance="z")
+
+
+def test_what_to_do_is_said_of_lean_storage_alone() -> None:
+    for storage, said in (("int8", True), ("fp32", False)):
+        with pytest.raises(ParityError) as caught:
+            check_parity("y", vectors(), -vectors(), storage=storage, advice="pass --storage fp16")  # type: ignore[arg-type]
+        assert ("pass --storage fp16" in str(caught.value)) == said
+        assert str(caught.value) == f"{caught.value.difference}; nothing was written"
+
+
+def test_an_error_that_all_share_can_be_left_out() -> None:
+    moved = vectors() + 0.2
+    limits = Thresholds(cosine_min=0.9, cosine_mean=0.9, error_to_spread=0.1)
+    with pytest.raises(ParityError, match=r"error to spread 0\.2"):
+        check_agreement("y", vectors(), moved, thresholds=limits, allowance="z")
+    record = check_agreement("y", vectors(), moved, thresholds=limits, allowance="z", centred=True)
+    assert record["error_to_spread"] < 1e-6 and record["offset_to_spread"] == pytest.approx(0.2, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("found", "message"),
     [(vectors()[:, :, :16], r"gives \[20, 6, 16\]"), (np.full_like(vectors(), np.nan), "NaN or infinity")],
@@ -55,6 +89,7 @@ def test_pictures_are_spread_over_the_folder_and_not_all_square(pictures: Path) 
     assert len(load_pictures(pictures, limit=3)) == 3
     shapes = {picture.shape[0] / picture.shape[1] for picture in load_pictures(pictures)}
     assert len(shapes) > 3
+    assert list(load_named_pictures(pictures)) == [f"{number}.png" for number in range(6)]
 
 
 def test_pictures_of_an_archive_are_those_of_the_folder(pictures: Path, tmp_path: Path) -> None:

@@ -69,6 +69,15 @@ def test_bilinear_agrees_with_pillow_to_one_grey_level(resize: str, size: int, k
         assert difference.mean() < 0.5, (height, width)
 
 
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_enlarged_pictures_are_pillows_to_the_grey_level(resize: str, interpolation: str) -> None:
+    spec = Preprocessing(size=64, interpolation=interpolation, mean=MEAN, std=STD, resize=resize)
+    for height, width in ((1, 1), (20, 20), (42, 64), (64, 42), (31, 97), (40, 60), (63, 64), (1, 3000)):
+        picture = make_picture(height, width, "noise")
+        np.testing.assert_allclose(run_in_graph(picture, spec), preprocess(picture, spec), atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [32, 65])
 def test_bicubic_agrees_with_pillow(size: int) -> None:
     # Pillow chooses which axis it resizes first, and rounds and clips in between: overshoot clipped in the one order is
