@@ -42,7 +42,7 @@ def test_a_light_encoder_after_a_few_steps(
     light, out = tmp_path / "light", tmp_path / "bundle"
     (tmp_path / "phrases.txt").write_text("red cat\nblue dog\na photo\n")
     words = ["train", "distil", str(many_pictures), "--foundation", bert_name, "--backbone", "mobilenetv3_small_050"]
-    words += ["--size", "64", "--width", "32", "--batch", "8", "--epochs", "1", "--out", str(light)]
+    words += ["--size", "32", "--width", "32", "--batch", "8", "--epochs", "1", "--out", str(light)]
     assert main([*words, "--phrases", str(tmp_path / "phrases.txt")]) == 0
     words = ["export", "device", str(light), "--out", str(out), "--pictures", str(many_pictures), "--no-coreml"]
     assert main(words) == 0
