@@ -43,7 +43,9 @@ def test_one_bad_token_is_named_and_judged_by_what_is_asked() -> None:
     found[13, 4] = -found[13, 4]
     strict = Thresholds(cosine_min=0.95, cosine_mean=0.97, error_to_spread=0.75)
     by_percentile = Thresholds(cosine_min=0.95, cosine_mean=0.97, error_to_spread=0.75, quantile=0.05)
-    with pytest.raises(ParityError, match=r"cosine min -1\.0.*worst picture folder/13\.png \(cosine -1\.0.*pass x; noth"):
+    with pytest.raises(
+        ParityError, match=r"cosine min -1\.0.*worst picture folder/13\.png \(cosine -1\.0.*pass x; noth"
+    ):
         check_agreement("y", vectors(), found, thresholds=strict, allowance="z", pictures=names, advice="pass x")
     record = check_agreement("y", vectors(), found, thresholds=by_percentile, allowance="z", pictures=names)
     assert record["worst"] == {"picture": "folder/13.png", "cosine": pytest.approx(-1.0)}

@@ -45,7 +45,9 @@ def test_another_resize_is_refused_by_the_name_of_the_worst_picture(
 ) -> None:
     other = Preprocessing(size=32, interpolation="bicubic", mean=SPEC.mean, std=SPEC.std)
     write(tmp_path / "encoder.onnx", other)
-    with pytest.raises(ParityError, match=r"otherwise than Pillow: \w+\.png, \d+x\d+, differs by .*nothing was written"):
+    with pytest.raises(
+        ParityError, match=r"otherwise than Pillow: \w+\.png, \d+x\d+, differs by .*nothing was written"
+    ):
         check_resize(tmp_path / "encoder.onnx", SPEC, shown, NAMES)
 
 
