@@ -12,6 +12,7 @@ from asymcir_edge.cli import main
 from asymcir_export import ParityError, export_server_bundle
 from asymcir_export.bundles import server
 from asymcir_export.checks import parity
+from asymcir_export.int8 import sensitivity
 from asymcir_training import Foundation, UnionHead
 from onnx import ModelProto, numpy_helper
 from PIL import Image
@@ -36,9 +37,15 @@ def many_pictures(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_light_encoder_after_a_few_steps(
-    many_pictures: Path, bert_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    many_pictures: Path,
+    bert_name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sensitivity, "MAX_FLOAT_MACS", 0.0)  # no second try of int8: it takes minutes
     light, out = tmp_path / "light", tmp_path / "bundle"
     (tmp_path / "phrases.txt").write_text("red cat\nblue dog\na photo\n")
     words = ["train", "distil", str(many_pictures), "--foundation", bert_name, "--backbone", "mobilenetv3_small_050"]

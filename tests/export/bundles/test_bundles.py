@@ -7,6 +7,7 @@ from asymcir_common import BundleError, preprocess, read_manifest
 from asymcir_common.manifest import DEVICE_BUNDLE, SERVER_BUNDLE
 from asymcir_edge import DeviceBundle, QueryEncoder
 from asymcir_export import ExportError, ParityError, export_device_bundle, export_server_bundle
+from asymcir_export.bundles import device
 from asymcir_export.checks.server_answers import check_recall
 from asymcir_export.graphs import writer
 from asymcir_export.int8.quantize import Compute
@@ -302,5 +303,15 @@ def test_a_loss_of_answers_is_refused() -> None:
         "recall_at_10_change_interval": [-0.01, 0.0],
     }
     check_recall(record)
+    device._check_recall(record)
     with pytest.raises(ParityError, match=r"fell from 0\.5000 to 0\.4940.*at most 0\.005 may be lost"):
         check_recall({**record, "recall_at_10": 0.494, "recall_at_10_change": -0.006})
+
+
+def test_a_device_encoder_may_lose_answers_by_chance_but_not_for_certain(caplog: pytest.LogCaptureFixture) -> None:
+    record = {"queries": 1000, "recall_at_10_original": 0.5, "recall_at_10": 0.494, "recall_at_10_change": -0.006}
+    device._check_recall({})
+    device._check_recall({**record, "recall_at_10_change_interval": [-0.011, -0.001]})
+    assert "this may be chance" in caplog.text
+    with pytest.raises(ParityError, match=r"encoder\.onnx: R@10 of 1000 composed queries fell.*nothing was written"):
+        device._check_recall({**record, "recall_at_10_change_interval": [-0.011, -0.0051]})
