@@ -49,7 +49,8 @@ def _register_tokens(datasets: "Subparsers[argparse.ArgumentParser]") -> None:
         "tokens",
         help="measure how different the sentence tokens of a picture are, and what each is worth",
         description="Encode pictures and compare the tokens of each. With --assets also rank the composed queries of a "
-        "split of EmojiCIR with some of the tokens, with their mean, and in another order.",
+        "split of EmojiCIR with some of the tokens, with their mean, and in another order, and measure what each "
+        "length of the sentence costs.",
     )
     add_device_bundle(tokens)
     tokens.add_argument("--pictures", type=Path, required=True, metavar="PLACE", help="folder or archive of pictures")
@@ -171,9 +172,8 @@ def run_tokens(args: argparse.Namespace) -> int:
     figures = diversity.figures() | {"pictures": float(count)}
     if args.assets is not None:
         ranked = evaluate_tokens(args.assets, args.split, encoder, args.server_bundle or args.assets / "server")
-        print(f"\n{describe_tokens(ranked, args.split)}")
-        for name in ranked.ranks:
-            figures |= {f"{args.split}, {name}, R@{k}": ranked.mean_recall(name, k) for k in (1, 10)}
+        print(f"\n{describe_tokens(ranked)}")
+        figures |= ranked.figures()
     if args.out is not None:
         write_result(args.out, figures={key: round(value, 4) for key, value in figures.items()})
         print(f"figures: {args.out}")

@@ -151,6 +151,11 @@ def test_tokens_are_compared_and_ranked_with_some_of_them(
     for k in (1, 10):
         families = [evaluated[f"test triplets, composed, {family}, R@{k}"] for family in ("colour", "direction")]
         assert figures[f"test, all tokens, R@{k}"] == pytest.approx(np.mean(families), abs=1e-4)
+        own = evaluated[f"test pictures, tokens only, R@{k}"]
+        assert figures[f"test, all tokens, own concept, R@{k}"] == pytest.approx(own, abs=1e-4)
+    assert 0 < figures["1 tokens, bytes, fp16"] < figures[f"{SENTENCE_LENGTH} tokens, bytes, fp16"]
+    table = lay_out_tokens(json.loads(out.read_text(encoding="utf-8")))
+    assert "own concept, R@10" in table and "| 1 tokens |" in table and "text encoder, ms" in table
 
 
 def test_what_tokens_share_is_measured_where_the_bundle_gives_maps(

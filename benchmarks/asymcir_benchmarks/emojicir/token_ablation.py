@@ -6,6 +6,7 @@ Notation: L sentence tokens, D word-embedding width, E joint-embedding width, q 
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ from asymcir_common import read_image
 from asymcir_common.places import PathReader
 from asymcir_edge import QueryEncoder
 from asymcir_protos import pack_tokens, unpack_tokens
-from asymcir_server import BuildConfig, Gallery, ServerBundle, build_gallery
+from asymcir_server import BuildConfig, Gallery, ServerBundle, TextEncoder, build_gallery
 from numpy.typing import NDArray
 
 from asymcir_benchmarks.emojicir.catalogue import Catalogue
 from asymcir_benchmarks.emojicir.dataset import EmojiCir
 from asymcir_benchmarks.emojicir.evaluate import Evaluation, rank_triplets
 from asymcir_benchmarks.emojicir.rules import Triplet
+from asymcir_benchmarks.emojicir.sentence_lengths import LengthCost, measure_lengths
 from asymcir_benchmarks.emojicir.towers import EncodedPictures, Towers
 
 
@@ -47,10 +49,10 @@ def ablate_tokens(
     gallery: Gallery,
     catalogue: Catalogue | None = None,
 ) -> Evaluation:
-    """Rank the targets of composed queries under every change of the tokens.
+    """Rank the targets of queries under every change of the tokens.
 
     Args:
-        triplets: q queries.
+        triplets: q queries; one without a reference asks with the picture of its target.
         tokens: slug -> [L, D], of at least their references, as the wire brings them.
         towers: encode the queries.
         gallery: searched; every picture of the reference concept is taken out.
@@ -59,7 +61,8 @@ def ablate_tokens(
     Returns:
         The names of `change_tokens` -> ranks [q].
     """
-    slugs, modifiers = [triplet.reference for triplet in triplets], [triplet.modifier for triplet in triplets]
+    slugs = [triplet.reference or triplet.target for triplet in triplets]
+    modifiers = [triplet.modifier for triplet in triplets]
     changed = {slug: change_tokens(rows) for slug, rows in tokens.items()}
     queries = {
         name: towers.compose(
@@ -70,8 +73,36 @@ def ablate_tokens(
     return rank_triplets(triplets, queries, gallery, catalogue)
 
 
-def evaluate_tokens(assets: Path, split: str, encoder: QueryEncoder, server_bundle: Path) -> Evaluation:
-    """Rank the composed queries of a split of EmojiCIR under every change of the tokens.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenAblation:
+    """What the tokens of a split's pictures are worth.
+
+    Attributes:
+        split: of EmojiCIR.
+        composed: composed queries, under every change of the tokens.
+        identity: pictures that ask for their own concept, without a typed change; None where the split has none.
+        costs: of a sentence of 1 to L tokens.
+    """
+
+    split: str
+    composed: Evaluation
+    identity: Evaluation | None
+    costs: list[LengthCost]
+
+    def figures(self) -> dict[str, float]:
+        """Return name -> number, for result files."""
+        found: dict[str, float] = {}
+        for name in self.composed.ranks:
+            found |= {f"{self.split}, {name}, R@{k}": self.composed.mean_recall(name, k) for k in (1, 10)}
+            if self.identity is not None:
+                found |= {f"{self.split}, {name}, own concept, R@{k}": self.identity.recall(name, k) for k in (1, 10)}
+        for cost in self.costs:
+            found |= {f"{cost.length} tokens, {name}": value for name, value in cost.figures().items()}
+        return found
+
+
+def evaluate_tokens(assets: Path, split: str, encoder: QueryEncoder, server_bundle: Path) -> TokenAblation:
+    """Rank the queries of a split of EmojiCIR under every change of the tokens, and measure what each length costs.
 
     Args:
         assets: the data set's folder.
@@ -86,25 +117,41 @@ def evaluate_tokens(assets: Path, split: str, encoder: QueryEncoder, server_bund
     dataset = EmojiCir.load(assets)
     dataset.require([split])
     bundle, reader = ServerBundle.load(server_bundle), PathReader()
-    triplets = dataset.triplets[split]
+    triplets, own = dataset.triplets[split], dataset.identity.get(split, [])
     tokens = {
         slug: unpack_tokens(pack_tokens(encoder.encode_image(read_image(dataset.query(slug), reader))))
-        for slug in sorted({triplet.reference for triplet in triplets})
+        for slug in sorted({triplet.reference for triplet in triplets} | set(own))
     }
+    asked = [Triplet(reference="", modifier="", target=slug, family="picture") for slug in own]
+    towers, text_encoder = Towers(bundle, encoder), TextEncoder(bundle)
     with tempfile.TemporaryDirectory(prefix="asymcir-eval-") as folder:
         target = bundle.default_target
         build_gallery(dataset.gallery_list, bundle, Path(folder), config=BuildConfig(target=target))
         with closing(Gallery.open(Path(folder), bundle.target_spaces)) as gallery:
-            return ablate_tokens(triplets, tokens, Towers(bundle, encoder), gallery, dataset.catalogue)
+            return TokenAblation(
+                split=split,
+                composed=ablate_tokens(triplets, tokens, towers, gallery, dataset.catalogue),
+                identity=ablate_tokens(asked, tokens, towers, gallery, dataset.catalogue) if own else None,
+                costs=measure_lengths(
+                    tokens[triplets[0].reference], [triplet.modifier for triplet in triplets], text_encoder
+                ),
+            )
 
 
-def describe_tokens(found: Evaluation, split: str) -> str:
-    """Lay out R@1 and R@10 of every change, means over the families."""
-    width = max(len(name) for name in found.ranks)
+def describe_tokens(found: TokenAblation) -> str:
+    """Lay out R@1 and R@10 of every change, and the cost of every length."""
+    composed, own = found.composed, found.identity
+    width = max(len(name) for name in composed.ranks)
     lines = [
-        f"composed queries of {split} ({len(found.triplets)}), mean of families",
-        f"{'sent':<{width}}    R@1   R@10",
+        f"{found.split}: composed queries ({len(composed.triplets)}), mean of families"
+        + (f"; pictures to their own concept ({len(own.triplets)})" if own else ""),
+        f"{'sent':<{width}}    R@1   R@10" + ("   own R@1  R@10" if own else ""),
     ]
-    for name in found.ranks:
-        lines.append(f"{name:<{width}}  {found.mean_recall(name, 1):.3f}  {found.mean_recall(name, 10):.3f}")
+    for name in composed.ranks:
+        line = f"{name:<{width}}  {composed.mean_recall(name, 1):.3f}  {composed.mean_recall(name, 10):.3f}"
+        lines.append(line + (f"     {own.recall(name, 1):.3f} {own.recall(name, 10):.3f}" if own else ""))
+    lines += ["", "tokens  bytes (fp16, int8)  text encoder, ms (median, p95)"]
+    for cost in found.costs:
+        size = f"{cost.fp16_bytes}, {cost.int8_bytes}"
+        lines.append(f"{cost.length:>6}  {size:<19} {cost.encode_ms:.2f}, {cost.encode_p95_ms:.2f}")
     return "\n".join(lines)
