@@ -136,6 +136,22 @@ def seconds(least: float, most: float) -> Callable[[str], float]:
     return read
 
 
+def share(text: str) -> float:
+    """Read a share of a whole, above 0 and at most 1: the `type` of an option."""
+    with contextlib.suppress(ValueError):
+        if 0.0 < (number := float(text)) <= 1.0:
+            return number
+    raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, got {text}")
+
+
+def byte_count(text: str) -> int:
+    """Read a number of bytes, with K, M, G or T for powers of 1024: the `type` of an option."""
+    found = re.fullmatch(r"(\d{1,18})([KMGT]?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected bytes such as 500M or 2G, got {text}")
+    return int(found[1]) << (10 * " KMGT".index(found[2] or " "))
+
+
 def add_server_bundle(
     parser: argparse.ArgumentParser, *, required: bool = True, help: str = "the server bundle"
 ) -> None:

@@ -4,7 +4,7 @@ from .encode.targets import TargetEncoder
 from .encode.text_encoder import TextEncoder
 from .encode.tokenizer import Tokenizer
 from .encode.visual import VisualEncoder
-from .gallery import BuildConfig, BuildReport, Gallery, SearchResult, build_gallery
+from .gallery import BuildConfig, BuildReport, Gallery, IndexConfig, SearchResult, build_gallery
 from .serve.lifecycle import RetrievalServer, ServerConfig, serve
 from .serve.service import RetrievalService, ServiceLimits
 
@@ -13,6 +13,7 @@ __all__ = [
     "BuildReport",
     "Composer",
     "Gallery",
+    "IndexConfig",
     "RetrievalServer",
     "RetrievalService",
     "SearchResult",

@@ -16,7 +16,9 @@ from asymcir_common.arguments import (
     add_gallery_folder,
     add_server_bundle,
     add_threads,
+    byte_count,
     seconds,
+    share,
     whole_number,
 )
 
@@ -64,6 +66,7 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         help="decoding threads (default: one per core, at most 8)",
     )
     add_threads(build, least=0, default=0, help="ONNX Runtime threads (default: its choice)")
+    _add_index_options(build)
     build.add_argument(
         "--replace-space", action="store_true", help="allow a snapshot of another target space than the current one"
     )
@@ -72,6 +75,35 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     info = actions.add_parser("info", help="check a gallery and say what it holds")
     add_gallery_folder(info)
     info.set_defaults(run=run_gallery_info)
+
+
+def _add_index_options(build: argparse.ArgumentParser) -> None:
+    build.add_argument(
+        "--index",
+        choices=["auto", "exact", "sq8", "hnsw", "ivf-sq8", "ivf-rabitq"],
+        default="auto",
+        help="index kind (default: auto, by the number of pictures and --memory-budget)",
+    )
+    build.add_argument(
+        "--recall",
+        type=share,
+        default=0.98,
+        metavar="R",
+        help="recall@10 that the search effort is chosen for, measured against exact search (default: 0.98)",
+    )
+    build.add_argument(
+        "--memory-budget",
+        type=byte_count,
+        default=1 << 30,
+        metavar="SIZE",
+        help="what --index auto may take beside the mapped vectors, such as 500M or 2G (default: 1G)",
+    )
+    build.add_argument(
+        "--recall-queries",
+        type=Path,
+        metavar="FILE",
+        help="composed queries to measure recall on, .npy float32 [q, E] (default: the gallery's vectors with noise)",
+    )
 
 
 def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
@@ -135,11 +167,21 @@ def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 def run_gallery_build(args: argparse.Namespace) -> int:
     """Run `asymcir gallery build`."""
     from asymcir_server.encode.bundle import ServerBundle
-    from asymcir_server.gallery import BuildConfig, build_gallery
+    from asymcir_server.gallery import BuildConfig, IndexConfig, build_gallery
     from asymcir_server.gallery.progress import ProgressLine
 
+    index = IndexConfig(
+        kind=args.index,
+        recall=args.recall,
+        memory_budget_bytes=args.memory_budget,
+        recall_queries=args.recall_queries,
+    )
     config = BuildConfig(
-        target=args.target, batch_size=args.batch_size, workers=args.workers, replace_space=args.replace_space
+        target=args.target,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        replace_space=args.replace_space,
+        index=index,
     )
     bundle = ServerBundle.load(args.server_bundle, threads=args.threads)
     line = ProgressLine(sys.stderr)
@@ -149,7 +191,7 @@ def run_gallery_build(args: argparse.Namespace) -> int:
         line.close()
     print(
         f"{report.snapshot}: {report.size} pictures as {report.target}, {report.quarantined} quarantined, "
-        f"recall@10 {report.index_recall_at_10:.3f}, {report.elapsed_s:.1f} s"
+        f"index {report.index_kind}, recall@10 {report.index_recall_at_10:.3f}, {report.elapsed_s:.1f} s"
     )
     if report.quarantined:
         print(f"put aside, with the reason: {report.snapshot / 'quarantine.jsonl'}")

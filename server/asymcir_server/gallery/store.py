@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from asymcir_server.errors import RequestError, SpaceMismatchError
 from asymcir_server.gallery.build import METADATA_NAME, VECTORS_NAME
-from asymcir_server.gallery.index import ReadOnlyIndex
+from asymcir_server.gallery.indexes import open_index
 from asymcir_server.gallery.metadata import MetadataReader
 from asymcir_server.gallery.snapshots import current_snapshot
 
@@ -45,7 +45,7 @@ class Gallery:
 
     def __init__(self, folder: Path, snapshot: Path) -> None:
         """Verify and open one snapshot; use `open`, which finds the current one and checks its space."""
-        manifest = read_manifest(snapshot, format=GALLERY)
+        manifest = read_manifest(snapshot, format=GALLERY, sampled=True)
         self.folder = folder
         try:
             self.version = str(manifest.require("version"))
@@ -60,7 +60,7 @@ class Gallery:
         for name in (VECTORS_NAME, METADATA_NAME):
             if name not in manifest.files:
                 raise BundleError(f"{snapshot} has no {name} in its manifest: build the gallery again")
-        self._index = ReadOnlyIndex(snapshot / VECTORS_NAME)
+        self._index = open_index(snapshot, snapshot / VECTORS_NAME, manifest)
         self._metadata = MetadataReader(snapshot / METADATA_NAME)
         found = (self._index.size, self._index.width, self._metadata.size)
         if found != (self.size, self.embedding_width, self.size):
@@ -94,7 +94,7 @@ class Gallery:
         return gallery
 
     def search(self, query: NDArray[np.float32], top_k: int, excluded_ids: Sequence[str] = ()) -> SearchResult:
-        """Search exactly.
+        """Search through the index: exactly, or to the recall that `index_recall_at_10` says.
 
         Args:
             query: [b, E], L2-normalised.

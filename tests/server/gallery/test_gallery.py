@@ -18,7 +18,8 @@ import pytest
 from asymcir_common import BundleError, decode_image, preprocess
 from asymcir_server import BuildConfig, Gallery, ServerBundle, build_gallery
 from asymcir_server.errors import GalleryBuildError, RequestError, SpaceMismatchError
-from asymcir_server.gallery.index import ReadOnlyIndex, measure_recall
+from asymcir_server.gallery.indexes.exact import ReadOnlyIndex
+from asymcir_server.gallery.indexes.recall import measure_recall
 from asymcir_server.gallery.progress import ProgressLine
 from numpy.typing import NDArray
 from PIL import Image

@@ -1,0 +1,19 @@
+"""Indexes of a snapshot: their kinds, how one is built and measured, and the search over mapped files.
+
+`build_index` and `open_index` are what a build and an open gallery call; `SearchIndex` is what both kinds of index do.
+"""
+
+from asymcir_server.gallery.indexes.kinds import EXACT, KINDS, Effort, IndexConfig, choose_kind
+from asymcir_server.gallery.indexes.opening import INDEX_NAME, SearchIndex, build_index, open_index
+
+__all__ = [
+    "EXACT",
+    "Effort",
+    "INDEX_NAME",
+    "IndexConfig",
+    "KINDS",
+    "SearchIndex",
+    "build_index",
+    "choose_kind",
+    "open_index",
+]
