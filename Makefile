@@ -5,7 +5,7 @@ DEMO := .venv-demo
 PROTO := .venv-proto
 PROTO_FILE := protos/asymcir_protos/v1/retrieval.proto
 
-.PHONY: help install demo demo-assets emoji ablation check docs test proto proto-check bench bench-arm bench-device bench-server-sizes bench-training clean
+.PHONY: help install demo demo-assets emoji ablation check docs test proto proto-check bench bench-arm bench-device bench-gallery bench-server-sizes bench-training clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -86,6 +86,10 @@ bench-arm: $(DEV)/ready  ## Count the instructions of a query on an emulated ARM
 
 bench-training: $(DEV)/ready  ## Time distillation with and without the teacher cache, and UNION (ten minutes)
 	$(DEV)/bin/python -m asymcir_benchmarks.costs.training --out benchmarks/results/training.json
+	$(DEV)/bin/python -m asymcir_benchmarks.pages.fill
+
+bench-gallery: $(DEV)/ready  ## Build and time every kind of index at 100,000 vectors, beside usearch and hnswlib (ten minutes)
+	$(DEV)/bin/python -m asymcir_benchmarks.retrieval.indexes --work benchmarks/gallery/work --out benchmarks/results/gallery.json
 	$(DEV)/bin/python -m asymcir_benchmarks.pages.fill
 
 bench-server-sizes: $(DEV)/ready  ## Write and time server towers, ViT-B/32 to ViT-H/14 (needs demo-assets; 12 GB of disk, 10 GB of memory)

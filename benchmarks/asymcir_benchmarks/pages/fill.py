@@ -21,6 +21,7 @@ from asymcir_benchmarks.errors import BenchmarkError
 from asymcir_benchmarks.pages.commands_table import lay_out_commands
 from asymcir_benchmarks.pages.device_tables import lay_out_arm, lay_out_backbones, lay_out_goals, lay_out_selftest
 from asymcir_benchmarks.pages.emojicir_tables import SKETCH_FIGURES, TARGET_FIGURES
+from asymcir_benchmarks.pages.gallery_tables import lay_out_indexes
 from asymcir_benchmarks.pages.markdown import describe_source, make_table
 from asymcir_benchmarks.pages.server_tables import lay_out_server_answers, lay_out_server_sizes
 from asymcir_benchmarks.pages.summary_table import SUMMARY_RESULTS, lay_out_summary
@@ -34,6 +35,7 @@ OPTIONAL_PAGES = (
     Path("docs/backbones.md"),
     Path("docs/commands.md"),
     Path("docs/evaluation.md"),
+    Path("docs/indexes.md"),
     Path("docs/raspberry-pi.md"),
     Path("docs/server-sizes.md"),
     Path("docs/training.md"),
@@ -232,6 +234,7 @@ _TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "arm-selftest": ("arm-selftest.json", lay_out_selftest),
     "server-sizes": ("server-sizes.json", lay_out_server_sizes),
     "server-answers": ("server-sizes.json", lay_out_server_answers),
+    "indexes": ("gallery.json", lay_out_indexes),
     "tokens": ("tokens.json", lay_out_tokens),
     "training": ("training.json", _recipe),
     "training-millions": ("training.json", lay_out_training_millions),

@@ -4,9 +4,10 @@
 
 `--sizes` takes several, such as `1000000x768` (3 GB of vectors). The vectors are synthetic
 (`clustered_vectors.py`). Each index is built for recall@10 of at least 0.98 on one set of queries and measured on
-another, against FAISS's exact search; a peer takes the least effort that reaches it there. Each is opened in a process of its own, which searches one query at a time on one
-thread. Times are processor time of that process, which other work on the machine lengthens least, with the median of
-the wall clock beside them; memory is what the process gains, split into its own and that of mapped files.
+another, against FAISS's exact search; a peer takes the least effort that reaches it there. Each is opened in a process
+of its own, which searches one query at a time on one thread. Times are processor time of that process, which other
+work on the machine lengthens least, with the median of the wall clock beside them; memory is what the process gains,
+split into its own and that of mapped files.
 """
 
 import argparse

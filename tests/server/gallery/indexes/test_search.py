@@ -130,6 +130,24 @@ def test_equal_vectors_come_in_the_order_of_their_rows(tmp_path: Path, kind: str
     assert same.index.search(QUERIES[:1], 200)[1].tolist() == [list(range(200))]
 
 
+@pytest.mark.parametrize("kind", ["ivf-sq8", "ivf-rabitq"])
+def test_lists_that_a_graph_finds(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a gallery of 200,000 vectors and more has them; few probes go through the graph, many do not."""
+    monkeypatch.setattr("asymcir_server.gallery.indexes.training.MIN_CENTROID_GRAPH", 16)
+    one = build(tmp_path / "g", kind, make_vectors(6000, 1))
+    assert one.index.lists >= 128
+    everything = np.arange(6000)
+    assert recall_of(one.index.search(QUERIES, 10)[1], one.vectors, everything, 10) >= 0.96
+    few, many = Effort(probes=2, candidates=10), Effort(probes=one.index.lists, candidates=100)
+    assert recall_of(one.index.search(QUERIES, 10, effort=few)[1], one.vectors, everything, 10) >= 0.5
+    assert recall_of(one.index.search(QUERIES, 10, effort=many)[1], one.vectors, everything, 10) == 1.0
+    monkeypatch.setattr(one.index, "_exact_rows", 0)
+    selection = np.arange(0, 6000, 20)
+    rows = one.index.search(QUERIES, 10, None, selection)[1]
+    assert np.isin(rows, selection).all()
+    assert recall_of(rows, one.vectors, selection, 10) >= 0.96
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_share_one_index(built: Callable[[str], Built], kind: str) -> None:
     index = built(kind).index
