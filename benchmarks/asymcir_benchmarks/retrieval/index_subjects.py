@@ -17,7 +17,6 @@ HNSWLIB = "hnswlib"
 PEERS = (USEARCH, HNSWLIB)
 """usearch with float32 and its own settings, mapped; hnswlib with M = 16 and ef_construction = 200, its examples'."""
 
-_ROUNDS = 3
 _EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _ADD_ROWS = 16_384
 
@@ -134,11 +133,10 @@ def _tune(
 def _time(search: Search, queries: NDArray[np.float32], truth: NDArray[np.int64]) -> dict[str, float]:
     found = np.stack([search(query[None]) for query in queries])  # warm-up, and what is judged
     walls_ms, processor_s = [], time.process_time()
-    for _ in range(_ROUNDS):
-        for query in queries:
-            started_s = time.perf_counter()
-            search(query[None])
-            walls_ms.append((time.perf_counter() - started_s) * 1e3)
+    for query in queries:
+        started_s = time.perf_counter()
+        search(query[None])
+        walls_ms.append((time.perf_counter() - started_s) * 1e3)
     processor_s = time.process_time() - processor_s
     return {
         "recall@10": _recall(found, truth),

@@ -46,7 +46,7 @@ def build_index(vectors_path: Path, index_path: Path, config: IndexConfig) -> di
     check = make_check(vectors, config.recall_queries)
     queries = {"source": check.source, "count": len(check.queries)}
     if kind == EXACT:
-        recall = check.measure(exact.search(check.queries, check.depth)[1], vectors)
+        recall, _error = check.measure(exact.search(check.queries, check.depth)[1], vectors)
         if recall < MIN_RECALL:
             raise GalleryBuildError(
                 f"the index finds {recall:.4f} of the true top 10, expected at least {MIN_RECALL}: this machine's "

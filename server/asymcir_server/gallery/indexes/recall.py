@@ -58,8 +58,8 @@ class RecallCheck:
     depth: int
     source: str
 
-    def measure(self, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> float:
-        """Return the recall@10 of some answers.
+    def measure(self, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> tuple[float, float]:
+        """Return the recall@10 of some answers, and its standard error over the queries.
 
         An answer counts when its true score reaches the tenth best, so that equal pictures cannot be missed by order.
 
@@ -68,8 +68,9 @@ class RecallCheck:
             vectors: [N, E].
         """
         true_scores = np.einsum("qke,qe->qk", vectors[rows], self.queries)
-        distinct = np.mean([len(set(row.tolist())) / self.depth for row in rows])  # one row twice is no recall
-        return float(np.mean(true_scores >= self.thresholds[:, None]) * distinct)
+        distinct = np.array([len(set(row.tolist())) / self.depth for row in rows])  # one row twice is no recall
+        recalls = np.mean(true_scores >= self.thresholds[:, None], axis=1) * distinct  # [q]
+        return float(recalls.mean()), float(recalls.std() / np.sqrt(len(recalls)))
 
 
 def make_check(vectors: NDArray[np.float32], queries: Path | None = None) -> RecallCheck:
@@ -107,7 +108,7 @@ def measure_recall(index: SearchIndex, vectors: NDArray[np.float32], queries: Pa
         queries: see `make_check`.
     """
     check = make_check(vectors, queries)
-    return check.measure(index.search(check.queries, check.depth)[1], vectors)
+    return check.measure(index.search(check.queries, check.depth)[1], vectors)[0]
 
 
 def _sample_queries(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -26,11 +26,13 @@ class CurvePoint:
     Attributes:
         effort: what was tried.
         recall_at_10: against brute force.
+        standard_error: of the recall, over the queries.
         ms_per_query: of processor time on one thread, which other work on the machine does not lengthen much.
     """
 
     effort: Effort
     recall_at_10: float
+    standard_error: float
     ms_per_query: float
 
     def to_record(self) -> dict[str, Any]:
@@ -38,6 +40,7 @@ class CurvePoint:
         return {
             **asdict(self.effort),
             "recall_at_10": round(self.recall_at_10, 5),
+            "standard_error": round(self.standard_error, 5),
             "ms_per_query": round(self.ms_per_query, 4),
         }
 
@@ -54,7 +57,9 @@ def measure_curve(
         recall: recall@10 to reach.
 
     Returns:
-        The curve in the order tried, and the point to search with: the first that reaches `recall`, else the best.
+        The curve in the order tried, and the point to search with: the first that reaches `recall` with one standard
+        error to spare, else the best. Without the error to spare the first to reach it would be one that chance
+        favours, and fall short on other queries.
     """
     curve: list[CurvePoint] = []
     chosen: CurvePoint | None = None
@@ -63,16 +68,17 @@ def measure_curve(
             curve.append(point)
             if chosen is not None:
                 return curve, chosen
-            if point.recall_at_10 >= recall:
+            if point.recall_at_10 - point.standard_error >= recall:
                 chosen = point
         if chosen is not None:
             return curve, chosen
     best = max(curve, key=lambda point: point.recall_at_10)
-    _log.warning(
-        "no search effort of the %s index reaches recall@10 %.3f: the best found is %.4f, which is used; "
-        "take another --index or a lower --recall",
-        index.kind, recall, best.recall_at_10,
-    )  # fmt: skip
+    if best.recall_at_10 < recall:
+        _log.warning(
+            "no search effort of the %s index reaches recall@10 %.3f: the best found is %.4f, which is used; "
+            "take another --index or a lower --recall",
+            index.kind, recall, best.recall_at_10,
+        )  # fmt: skip
     return curve, best
 
 
@@ -84,9 +90,11 @@ def measure_point(index: MappedIndex, vectors: NDArray[np.float32], check: Recal
     for number in range(len(check.queries)):
         rows[number] = index.search(check.queries[number : number + 1], check.depth, effort=effort)[1][0]
     elapsed_s = time.thread_time() - started_s
+    recall, error = check.measure(rows, vectors)
     return CurvePoint(
         effort=effort,
-        recall_at_10=check.measure(rows, vectors),
+        recall_at_10=recall,
+        standard_error=error,
         ms_per_query=elapsed_s * 1000.0 / len(check.queries),
     )
 

@@ -29,7 +29,7 @@ def test_the_curve_is_measured_and_the_least_effort_that_reaches_is_chosen(
     if kind == "exact":
         return
     curve = record["recall_curve"]
-    reached = [point for point in curve if point["recall_at_10"] >= 0.98]
+    reached = [point for point in curve if point["recall_at_10"] - point["standard_error"] >= 0.98]
     assert {name: reached[0][name] for name in ("probes", "candidates")} == record["effort"]
     assert curve.index(reached[0]) >= len(curve) - 2  # one step past it
     assert all(point["ms_per_query"] > 0 for point in curve)
