@@ -4,8 +4,12 @@ Apps that re-implement preprocessing get wrong pixels and notice late, so there 
 every bundle, and one implementation of it. `preprocess` is the reference that the exported graphs are compared with.
 """
 
+import functools
 import io
+import logging
 import math
+import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +27,14 @@ if TYPE_CHECKING:
 MAX_PIXELS = 178_000_000
 """Above this a file is refused before it is decoded: 534 MB of RGB. Pillow's own limit lies just above it."""
 
-_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+_FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+_HEIC_STARTS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftyphevx", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
+_ISPE = re.compile(rb"ispe.{4}(.{8})", re.DOTALL)
 _ORIENTATION = 0x0112  # the EXIF tag
 
 _BACKGROUND = (255, 255, 255)
+_log = logging.getLogger(__name__)
+
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -115,8 +123,8 @@ def decode_image(data: bytes, *, name: str = "the picture") -> NDArray[np.uint8]
     EXIF orientation is applied, transparency is laid on white, CMYK, grey, palette and 16-bit become 8-bit RGB.
 
     Args:
-        data: the file's bytes: JPEG, PNG, WebP, AVIF, GIF (its first frame), TIFF, BMP and a few more. Formats for
-            which Pillow starts other programs (PostScript) are not read.
+        data: the file's bytes: JPEG, PNG, WebP, AVIF, GIF (its first frame), TIFF, BMP and a few more; HEIC with the
+            extra `heif`. Formats for which Pillow starts other programs (PostScript) are not read.
         name: how errors call it.
 
     Returns:
@@ -127,10 +135,11 @@ def decode_image(data: bytes, *, name: str = "the picture") -> NDArray[np.uint8]
     """
     if not data:
         raise ImageError(f"{name} is empty (0 bytes): expected a picture file")
-    Image.init()
     try:
-        with Image.open(io.BytesIO(data), formats=[form for form in _FORMATS if form in Image.OPEN]) as image:
+        with Image.open(io.BytesIO(data), formats=_readable_formats()) as image:
             width, height = image.size
+            if image.format == "HEIF":
+                width, height = max((image.size, *_coded_sizes(data)), key=math.prod)
             if width * height > MAX_PIXELS:
                 raise _too_large(name, f"is {width}x{height}")
             image.load()  # decode fully here, so that a truncated file fails now
@@ -143,7 +152,38 @@ def decode_image(data: bytes, *, name: str = "the picture") -> NDArray[np.uint8]
         detail = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         if isinstance(exc, UnidentifiedImageError):
             detail = "not a picture format that can be read"
+            if data[4:12] in _HEIC_STARTS and "HEIF" not in Image.OPEN:
+                detail = "a HEIC picture: install what reads it with `pip install 'asymcir[heif]'`"
         raise ImageError(f"cannot decode {name}: {detail}; expected a complete PNG, JPEG, WebP, ... file") from exc
+
+
+@functools.cache
+def _readable_formats() -> tuple[str, ...]:
+    Image.init()
+    try:
+        import pi_heif  # the decoder alone: 4 MB installed; pillow-heif brings an encoder too, 26 MB, under the GPL
+    except ImportError:
+        _log.debug("HEIC pictures are not read: pi-heif is not installed")
+    else:
+        pi_heif.register_heif_opener(thumbnails=False, decode_threads=1)
+    return tuple(form for form in _FORMATS if form in Image.OPEN)
+
+
+def _coded_sizes(data: bytes) -> list[tuple[int, int]]:
+    """Return the sizes that the header of a HEIC file states: of what is decoded, of which the picture may be a part.
+
+    Source: ISO/IEC 14496-12 (boxes), 23008-12 (`ispe`: 4 bytes of version and flags, then width and height).
+    """
+    start = 0
+    while start + 8 <= len(data):
+        (size,), kind = struct.unpack_from(">I", data, start), data[start + 4 : start + 8]
+        if kind == b"meta":
+            found = _ISPE.findall(data[start : start + size] if size else data[start:])
+            return [struct.unpack(">II", sizes) for sizes in found]
+        if size < 8:  # a box to the end of the file, or of 64 bits; neither stands before the header
+            break
+        start += size
+    return []
 
 
 def _too_large(name: str, what: str) -> ImageError:

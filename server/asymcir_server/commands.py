@@ -1,6 +1,8 @@
 """The subcommands `asymcir gallery` and `asymcir serve`: arguments here, heavy imports inside the handlers."""
 
 import argparse
+import dataclasses
+import json
 import os
 import re
 import sys
@@ -36,7 +38,8 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         "build",
         help="build the next snapshot of a gallery",
         description="Encode pictures and write them as the next snapshot of a gallery. A picture that cannot be read "
-        "is listed in the snapshot's quarantine.jsonl with the reason. Servers that run keep their snapshot.",
+        "is listed in the snapshot's quarantine.jsonl with the reason. A picture of the current snapshot, or of an "
+        "interrupted build, is not encoded again. Servers that run keep their snapshot.",
     )
     build.add_argument(
         "images",
@@ -70,6 +73,15 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     build.add_argument(
         "--replace-space", action="store_true", help="allow a snapshot of another target space than the current one"
     )
+    build.add_argument(
+        "--thumbnails",
+        type=whole_number(0, 2048),
+        default=0,
+        metavar="PIXELS",
+        help="keep WebP thumbnails, PIXELS on the longer side (default: 0, none)",
+    )
+    build.add_argument("--near-duplicates", action="store_true", help="list pictures that look alike, too")
+    build.add_argument("--json", action="store_true", help="print JSON")
     build.set_defaults(run=run_gallery_build)
 
     info = actions.add_parser("info", help="check a gallery and say what it holds")
@@ -169,6 +181,7 @@ def run_gallery_build(args: argparse.Namespace) -> int:
     from asymcir_server.encode.bundle import ServerBundle
     from asymcir_server.gallery import BuildConfig, IndexConfig, build_gallery
     from asymcir_server.gallery.progress import ProgressLine
+    from asymcir_server.gallery.sources.reporting import describe_report
 
     index = IndexConfig(
         kind=args.index,
@@ -182,6 +195,8 @@ def run_gallery_build(args: argparse.Namespace) -> int:
         workers=args.workers,
         replace_space=args.replace_space,
         index=index,
+        thumbnail_side=args.thumbnails,
+        near_duplicates=args.near_duplicates,
     )
     bundle = ServerBundle.load(args.server_bundle, threads=args.threads)
     line = ProgressLine(sys.stderr)
@@ -189,12 +204,11 @@ def run_gallery_build(args: argparse.Namespace) -> int:
         report = build_gallery(args.images, bundle, args.gallery, config=config, progress=line.update)
     finally:
         line.close()
-    print(
-        f"{report.snapshot}: {report.size} pictures as {report.target}, {report.quarantined} quarantined, "
-        f"index {report.index_kind}, recall@10 {report.index_recall_at_10:.3f}, {report.elapsed_s:.1f} s"
-    )
-    if report.quarantined:
-        print(f"put aside, with the reason: {report.snapshot / 'quarantine.jsonl'}")
+    if args.json:
+        print(json.dumps(dataclasses.asdict(report), indent=2, default=str))
+    else:
+        for text in describe_report(report):
+            print(text)
     return 0
 
 
@@ -206,6 +220,7 @@ def run_gallery_info(args: argparse.Namespace) -> int:
     try:
         for name in (
             "version", "size", "embedding_width", "target", "target_space", "index_kind", "index_recall_at_10",
+            "thumbnail_side",
         ):  # fmt: skip
             print(f"{name:<20}{getattr(gallery, name)}")
     finally:

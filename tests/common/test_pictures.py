@@ -1,10 +1,13 @@
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
 import zlib
 from pathlib import Path
 
+import heic_files
 import numpy as np
 import pytest
 from asymcir_common import ImageError, decode_image, read_image
@@ -223,3 +226,37 @@ def test_read_image(tmp_path: Path) -> None:
         read_image(tmp_path / "nothing.png")
     with pytest.raises(ImageError, match="Is a directory"):
         read_image(tmp_path)
+
+
+def test_heic_pictures_are_upright_and_on_white() -> None:
+    plain, rotated, alpha = (decode_image(data) for data in (heic_files.PLAIN, heic_files.ROTATED, heic_files.ALPHA))
+    assert (plain.shape, rotated.shape, alpha.shape) == ((48, 80, 3), (80, 48, 3), (48, 80, 3))
+    for pixels, red, green in ((plain, (24, 8), (8, 70)), (rotated, (8, 24), (70, 40))):
+        assert pixels[red][0] > 180 and pixels[red][1] < 60
+        assert pixels[green][1] > 160 and pixels[green][0] < 60
+    assert alpha[24, 8].min() > 250 and alpha[8, 70, 1] > 160
+
+
+@pytest.mark.parametrize("form", ["HEIC", "AVIF"])
+@pytest.mark.parametrize("side", [14_000, 100_000, 2**31 - 1])
+def test_heic_and_avif_that_claim_to_be_giant(form: str, side: int) -> None:
+    data = heic_files.PLAIN if form == "HEIC" else _encode(Image.fromarray(_noise()), "AVIF")
+    with pytest.raises(ImageError, match=r"megapixels|not a picture format"):
+        decode_image(heic_files.claim_size(data, side, side))
+
+
+def test_damaged_heic_and_avif() -> None:
+    for data in (heic_files.PLAIN, _encode(Image.fromarray(_noise()), "AVIF")):
+        for size in range(13, len(data) - 20, 37):
+            with pytest.raises(ImageError):
+                decode_image(data[:size])
+
+
+def test_heic_without_its_decoder_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['pi_heif'] = None; from asymcir_common import decode_image\n"
+        f"try: decode_image({heic_files.PLAIN!r})\n"
+        "except Exception as exc: print(exc)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "pip install 'asymcir[heif]'" in done.stdout

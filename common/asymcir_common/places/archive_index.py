@@ -30,10 +30,11 @@ from asymcir_common.places.rules import (
     check_id,
     describe_suffixes,
     is_hidden,
+    passed_over,
     suffix_of,
 )
 
-_VERSION = 2
+_VERSION = 3
 _ROWS = ("members", "pictures", "captions", "records")
 
 _log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class ArchiveIndex:
             name; -1 for none.
         rejected: what cannot be a picture.
         found: what the archive holds, for errors.
+        passed_over: suffix -> members that are not taken for pictures.
     """
 
     names: list[str]
@@ -59,11 +61,12 @@ class ArchiveIndex:
     records: NDArray[np.int64]
     rejected: tuple[Rejected, ...]
     found: str
+    passed_over: dict[str, int]
 
 
 def make_index(directory: Directory) -> ArchiveIndex:
     """Find the pictures, what stands beside each, and what cannot be one."""
-    suffixes = Counter[str]()
+    suffixes, hidden = Counter[str](), Counter[str]()
     named: list[tuple[str, int]] = []
     beside: dict[str, dict[str, int]] = {CAPTION_SUFFIX: {}, RECORD_SUFFIX: {}}
     rejected = [*directory.rejected]
@@ -71,6 +74,7 @@ def make_index(directory: Directory) -> ArchiveIndex:
         suffix = suffix_of(name)
         suffixes[suffix] += 1
         if is_hidden(name):
+            hidden[suffix] += 1
             continue
         if suffix in PICTURE_SUFFIXES:
             if reason := check_id(name):
@@ -89,6 +93,7 @@ def make_index(directory: Directory) -> ArchiveIndex:
         records=_find_beside(named, beside[RECORD_SUFFIX]),
         rejected=tuple(rejected),
         found=describe_suffixes(suffixes),
+        passed_over=passed_over(suffixes - hidden),
     )
 
 
@@ -130,6 +135,7 @@ def _load(path: Path) -> ArchiveIndex | None:
                 names=texts["names"],
                 rejected=tuple(Rejected(**item) for item in texts["rejected"]),
                 found=texts["found"],
+                passed_over=texts["passed_over"],
                 **{key: arrays[key] for key in _ROWS},
             )
     except FileNotFoundError:
@@ -140,7 +146,12 @@ def _load(path: Path) -> ArchiveIndex | None:
 
 
 def _save(path: Path, index: ArchiveIndex) -> None:
-    texts = {"names": index.names, "rejected": [asdict(item) for item in index.rejected], "found": index.found}
+    texts = {
+        "names": index.names,
+        "rejected": [asdict(item) for item in index.rejected],
+        "found": index.found,
+        "passed_over": index.passed_over,
+    }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

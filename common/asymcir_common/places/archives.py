@@ -1,6 +1,6 @@
 """A zip or an uncompressed tar as a place of pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ class ArchivePlace:
         self.label = path.name
         self.ids: Sequence[str] = [prefix + name for name in index.names] if prefix else index.names
         self.rejected, self.found = index.rejected, index.found
+        self.passed_over: Mapping[str, int] = index.passed_over
 
     def path(self, row: int) -> str:
         """Return the name of a picture in the archive."""

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from asymcir_common.places.rules import (
     check_id,
     describe_suffixes,
     is_hidden,
+    passed_over,
     suffix_of,
 )
 
@@ -45,6 +46,7 @@ class FolderPlace:
         shards = [suffix for suffix in sorted(ARCHIVE_SUFFIXES) if self._suffixes[suffix]]
         hint = f"; for its archives pass {folder / '*'}{shards[0]}" if shards else ""
         self.found = describe_suffixes(self._suffixes) + hint
+        self.passed_over: Mapping[str, int] = passed_over(self._suffixes)
 
     def path(self, row: int) -> str:
         """Return the relative path of a picture."""

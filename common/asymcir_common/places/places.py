@@ -17,7 +17,7 @@ Notation: n pictures.
 
 import glob
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +43,7 @@ class Place(Protocol):
         ids: [n], in an order that depends on the names alone, or is that of the list.
         rejected: what cannot be a picture, known without reading one.
         found: what is there, for the error where no picture is.
+        passed_over: suffix -> files that are not taken for pictures; hidden ones are not counted.
     """
 
     where: str
@@ -50,6 +51,7 @@ class Place(Protocol):
     ids: Sequence[str]
     rejected: tuple[Rejected, ...]
     found: str
+    passed_over: Mapping[str, int]
 
     def path(self, row: int) -> str:
         """Return the name of a picture in the place."""

@@ -19,8 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 PICTURE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
-)
+    {
+        ".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tga",
+        ".tif", ".tiff", ".webp",
+    }
+)  # fmt: skip
 """Files of a folder or an archive that are taken for pictures."""
 
 CAPTION_SUFFIX, RECORD_SUFFIX = ".txt", ".json"
@@ -79,6 +82,11 @@ def check_id(identity: str) -> str | None:
     if size_bytes == 0 or size_bytes > MAX_ID_BYTES:
         return f"expected an id of 1 to {MAX_ID_BYTES} bytes, got {size_bytes}"
     return None
+
+
+def passed_over(suffixes: Mapping[str, int]) -> dict[str, int]:
+    """Return the suffixes that are not taken for pictures, with the files of each."""
+    return {suffix: count for suffix, count in suffixes.items() if suffix not in PICTURE_SUFFIXES}
 
 
 def describe_suffixes(suffixes: Mapping[str, int]) -> str:

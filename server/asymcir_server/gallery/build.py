@@ -1,7 +1,9 @@
 """Building a gallery: pictures in, an immutable snapshot out.
 
-Worker threads read and decode (`decode.py`); this thread encodes whole batches and writes, in memory that does not grow
-with the gallery. A picture that cannot be read goes to `quarantine.jsonl` with the reason, and the build goes on.
+Worker threads read and decode (`sources/decode.py`); this thread encodes whole batches and writes, in memory that does
+not grow with the gallery. What the current snapshot, or an interrupted build, made of a picture's file is taken from
+there (`sources/encoded.py`). A picture that cannot be read goes to `quarantine.jsonl` with the reason, and the build
+goes on.
 """
 
 import contextlib
@@ -9,11 +11,12 @@ import json
 import logging
 import sqlite3
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
+import numpy as np
 from asymcir_common import write_manifest
 from asymcir_common.arguments import MAX_BATCH_SIZE, MAX_THREADS
 from asymcir_common.manifest import GALLERY, MANIFEST_NAME
@@ -24,16 +27,21 @@ from asymcir_server.encode.targets import TargetEncoder
 from asymcir_server.encode.vectors import usable_rows
 from asymcir_server.encode.visual import VisualEncoder
 from asymcir_server.errors import GalleryBuildError
-from asymcir_server.gallery.decode import decode_batches
 from asymcir_server.gallery.indexes import INDEX_NAME, IndexConfig, build_index
 from asymcir_server.gallery.metadata import MetadataWriter
 from asymcir_server.gallery.snapshots import current_snapshot, lock_gallery, new_snapshot, publish
-from asymcir_server.gallery.sources import Source, open_source
+from asymcir_server.gallery.sources.completion import complete
+from asymcir_server.gallery.sources.decode import decode_batches
+from asymcir_server.gallery.sources.duplicates import DUPLICATES_NAME, Duplicates, write_duplicates
+from asymcir_server.gallery.sources.encoded import EncodedPictures, Wanted, encoder_digest, open_encoded
+from asymcir_server.gallery.sources.entries import Source, open_source
+from asymcir_server.gallery.sources.near_duplicates import HASHES_NAME
+from asymcir_server.gallery.sources.reporting import QUARANTINE_NAME, BuildReport, ReasonCounts, write_rejected
+from asymcir_server.gallery.sources.thumbnails import MAX_THUMBNAIL_SIDE, THUMBNAILS_NAME, ThumbnailWriter
 from asymcir_server.gallery.vectors_file import VectorWriter
 
 VECTORS_NAME = "vectors.npy"
 METADATA_NAME = "metadata.sqlite"
-QUARANTINE_NAME = "quarantine.jsonl"
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +60,8 @@ class BuildConfig:
         workers: threads that read and decode, at most MAX_THREADS; 0: one per core, at most 8.
         replace_space: allow a snapshot of another target space than the gallery's current one.
         index: which index, and the recall that it must reach.
+        thumbnail_side: keep thumbnails whose longer side has this many pixels, at most MAX_THUMBNAIL_SIDE; 0: none.
+        near_duplicates: look for pictures that look alike.
     """
 
     target: str | None = None
@@ -59,6 +69,8 @@ class BuildConfig:
     workers: int = 0
     replace_space: bool = False
     index: IndexConfig = field(default_factory=IndexConfig)
+    thumbnail_side: int = 0
+    near_duplicates: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= MAX_BATCH_SIZE or not 0 <= self.workers <= MAX_THREADS:
@@ -66,31 +78,10 @@ class BuildConfig:
                 f"expected a batch size from 1 to {MAX_BATCH_SIZE} and 0 to {MAX_THREADS} workers, "
                 f"got {self.batch_size} and {self.workers}"
             )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BuildReport:
-    """What was built.
-
-    Attributes:
-        snapshot: its folder.
-        version: its number, as answers name it.
-        target: its target type.
-        size: N, pictures in it.
-        quarantined: pictures put aside.
-        index_kind: its index.
-        index_recall_at_10: measured against brute force.
-        elapsed_s: wall clock.
-    """
-
-    snapshot: Path
-    version: str
-    target: str
-    size: int
-    quarantined: int
-    index_kind: str
-    index_recall_at_10: float
-    elapsed_s: float
+        if not 0 <= self.thumbnail_side <= MAX_THUMBNAIL_SIDE:
+            raise GalleryBuildError(
+                f"expected thumbnails of 1 to {MAX_THUMBNAIL_SIDE} pixels, or 0 for none, got {self.thumbnail_side}"
+            )
 
 
 def build_gallery(
@@ -123,10 +114,20 @@ def build_gallery(
     with lock_gallery(out), _explain_write_errors(out):
         if not config.replace_space:
             _refuse_other_space(out, target_space)
-        with new_snapshot(out) as (folder, version):
-            size, quarantined = _write_items(source, bundle, folder, target, config, progress)
+        wanted = Wanted(
+            encoder=encoder_digest(bundle, target),
+            width=bundle.text.embedding_width,
+            thumbnail_side=config.thumbnail_side,
+            picture_hash=config.near_duplicates,
+        )
+        with (
+            contextlib.closing(open_encoded(out, wanted)) as encoded,
+            new_snapshot(out) as (folder, version),
+        ):
+            items = _write_items(source, bundle, folder, target, config, wanted, encoded, progress)
+            size = items.size
             if size == 0:
-                raise GalleryBuildError(_explain_nothing(images, source, folder, quarantined))
+                raise GalleryBuildError(_explain_nothing(images, source, folder, items.quarantined))
             index = build_index(folder / VECTORS_NAME, folder / INDEX_NAME, config.index)
             write_manifest(
                 folder,
@@ -138,16 +139,23 @@ def build_gallery(
                     "size": size,
                     "embedding_width": bundle.text.embedding_width,
                     **index,
+                    "encoder": wanted.encoder,
+                    "thumbnail_side": wanted.thumbnail_side,
                 },
                 sampled=True,
             )
             snapshot = publish(out, folder, version)
+            encoded.clear()
     return BuildReport(
         snapshot=snapshot,
         version=version,
         target=target,
         size=size,
-        quarantined=quarantined,
+        encoded=items.encoded,
+        quarantined=items.quarantined,
+        quarantined_by_reason=items.reasons.most_common(),
+        passed_over=source.passed_over,
+        duplicates=items.duplicates,
         index_kind=index["index_kind"],
         index_recall_at_10=index["index_recall_at_10"],
         elapsed_s=time.monotonic() - started_s,
@@ -178,52 +186,94 @@ def _refuse_other_space(out: Path, target_space: str) -> None:
         )
 
 
+@dataclass(kw_only=True, slots=True)
+class _Items:
+    """What was written of a snapshot."""
+
+    size: int = 0
+    encoded: int = 0
+    quarantined: int = 0
+    reasons: ReasonCounts = field(default_factory=ReasonCounts)
+    duplicates: Duplicates = field(default_factory=lambda: Duplicates(exact=0, near=None, examples=()))
+
+
 def _write_items(
-    source: Source, bundle: ServerBundle, folder: Path, target: str, config: BuildConfig, progress: Progress | None
-) -> tuple[int, int]:
-    total = len(source)
-    done = quarantined = 0
+    source: Source,
+    bundle: ServerBundle,
+    folder: Path,
+    target: str,
+    config: BuildConfig,
+    wanted: Wanted,
+    encoded: EncodedPictures,
+    progress: Progress | None,
+) -> _Items:
+    total, done, items = len(source), 0, _Items()
     visual = VisualEncoder(bundle)
     targets = TargetEncoder(bundle)
+
+    def encode(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return targets.compute_targets(visual.encode_image(pixels), target)
+
     with contextlib.ExitStack() as stack:
         vectors = VectorWriter(folder / VECTORS_NAME, bundle.text.embedding_width)
         stack.callback(vectors.abort)
         metadata = MetadataWriter(folder / METADATA_NAME)
         stack.callback(metadata.close)
+        thumbnails: ThumbnailWriter | None = None
+        if wanted.thumbnail_side:
+            thumbnails = ThumbnailWriter(folder / THUMBNAILS_NAME)
+            stack.callback(thumbnails.abort)
+        hashes = array("Q")
         quarantine = stack.enter_context((folder / QUARANTINE_NAME).open("w", encoding="utf-8"))
         batches = stack.enter_context(
             contextlib.closing(
-                decode_batches(source, bundle.preprocessing, batch_size=config.batch_size, workers=config.workers)
+                decode_batches(
+                    source,
+                    bundle.preprocessing,
+                    encoded,
+                    wanted,
+                    batch_size=config.batch_size,
+                    workers=config.workers,
+                )
             )
         )
-        for entries, pixels, rejected in batches:
-            done += len(entries) + len(rejected)
-            if entries:
-                vectors_batch = targets.compute_targets(visual.encode_image(pixels), target)  # [b, E]
-                usable = usable_rows(vectors_batch)
-                for entry, vector, good in zip(entries, vectors_batch, usable, strict=True):
-                    reason = None
-                    if not good:
-                        reason = "the visual encoder gives it no direction (not finite, or zero)"
-                    elif not metadata.add(vectors.size, entry.id, entry.metadata):
-                        reason = "its id is taken by an earlier picture: ids must be unique"
-                    if reason is None:
-                        vectors.append(vector[None])
-                    else:
-                        rejected.append(Rejected(id=entry.id, path=entry.path, reason=reason))
+        for pictures, rejected in batches:
+            done += len(pictures) + len(rejected)
+            completed, count = complete(pictures, encoded, encode)
+            items.encoded += count
+            for picture, made in zip(pictures, completed, strict=True):
+                entry, reason = picture.entry, None
+                vector = np.zeros((1, wanted.width), np.float32) if made.vector is None else made.vector[None]
+                if not usable_rows(vector)[0]:
+                    reason = "the visual encoder gives it no direction (not finite, or zero)"
+                elif not metadata.add(vectors.size, entry.id, entry.metadata, digest=picture.digest):
+                    reason = "its id is taken by an earlier picture: ids must be unique"
+                if reason is not None:
+                    rejected.append(Rejected(id=entry.id, path=entry.path, reason=reason))
+                    continue
+                vectors.append(vector)
+                if thumbnails is not None and made.thumbnail is not None:
+                    thumbnails.add(picture.digest, made.thumbnail)
+                if made.picture_hash is not None:
+                    hashes.append(made.picture_hash)
+            if thumbnails is not None:
+                thumbnails.commit()
             for item in rejected:
-                _quarantine(quarantine, item)
-            quarantined += len(rejected)
+                write_rejected(quarantine, item)
+                items.reasons.add(item)
+            items.quarantined += len(rejected)
             if progress is not None:
-                progress(done, total, quarantined)
+                progress(done, total, items.quarantined)
         vectors.close()
-    return vectors.size, quarantined
-
-
-def _quarantine(stream: TextIO, item: Rejected) -> None:
-    record = {"id": item.id, "path": item.path, "reason": item.reason}
-    line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
-    stream.write(f"{line}\n")
+        if thumbnails is not None:
+            thumbnails.close()
+        picture_hashes: NDArray[np.uint64] | None = None
+        if wanted.picture_hash:
+            picture_hashes = np.frombuffer(hashes, np.uint64)
+            np.save(folder / HASHES_NAME, picture_hashes)
+        items.duplicates = write_duplicates(folder / DUPLICATES_NAME, metadata, picture_hashes)
+    items.size = vectors.size
+    return items
 
 
 def _explain_nothing(images: str | Path | Sequence[str | Path], source: Source, folder: Path, quarantined: int) -> str:

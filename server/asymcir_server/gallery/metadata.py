@@ -1,8 +1,9 @@
-"""A snapshot's ids and metadata in SQLite: items(row INTEGER PRIMARY KEY, id TEXT UNIQUE, metadata TEXT as JSON).
+"""A snapshot's ids and metadata in SQLite: items(row INTEGER PRIMARY KEY, id TEXT UNIQUE, digest BLOB, metadata TEXT).
 
-`row` is the row in `vectors.npy`.
+`row` is the row in `vectors.npy`, `digest` the SHA-256 of the picture's file, `metadata` JSON.
 """
 
+import itertools
 import json
 import sqlite3
 import threading
@@ -25,14 +26,42 @@ class MetadataWriter:
         self._connection.execute("PRAGMA journal_mode = OFF")
         self._connection.execute("PRAGMA synchronous = OFF")
         self._connection.execute(
-            "CREATE TABLE items (row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, metadata TEXT NOT NULL)"
+            "CREATE TABLE items (row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, digest BLOB, metadata TEXT NOT NULL)"
         )
 
-    def add(self, row: int, identity: str, metadata: Mapping[str, Any]) -> bool:
-        """Add one item; returns False, and adds nothing, when the id is taken."""
+    def add(self, row: int, identity: str, metadata: Mapping[str, Any], *, digest: bytes | None = None) -> bool:
+        """Add one item; returns False, and adds nothing, when the id is taken.
+
+        Args:
+            row: in `vectors.npy`.
+            identity: the id.
+            metadata: JSON values.
+            digest: of the picture's file.
+        """
         text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))
-        cursor = self._connection.execute("INSERT OR IGNORE INTO items VALUES (?, ?, ?)", (row, identity, text))
+        cursor = self._connection.execute(
+            "INSERT OR IGNORE INTO items (row, id, digest, metadata) VALUES (?, ?, ?, ?)",
+            (row, identity, digest, text),
+        )
         return cursor.rowcount == 1
+
+    def duplicates(self) -> Iterator[list[str]]:
+        """Yield the ids of pictures whose files are equal, in the order of their rows; makes the index of digests."""
+        self._connection.execute("CREATE INDEX IF NOT EXISTS items_digest ON items (digest)")
+        found = self._connection.execute(
+            "SELECT items.digest, id FROM items JOIN (SELECT digest, MIN(row) AS first FROM items "
+            "WHERE digest IS NOT NULL GROUP BY digest HAVING COUNT(*) > 1) AS repeated "
+            "ON items.digest = repeated.digest ORDER BY first, row"
+        )
+        for _, group in itertools.groupby(found, key=lambda item: item[0]):
+            yield [identity for _, identity in group]
+
+    def rows(self, rows: Sequence[int]) -> list[tuple[str, bytes | None]]:
+        """Return the id and the digest of each of some rows."""
+        found: list[tuple[str, bytes | None]] = []
+        for row in rows:
+            found += self._connection.execute("SELECT id, digest FROM items WHERE row = ?", (row,)).fetchall()
+        return found
 
     def close(self) -> None:
         """Write everything out."""
@@ -64,6 +93,15 @@ class MetadataReader:
     def rows(self, ids: Sequence[str]) -> dict[str, int]:
         """Map ids to rows; unknown ids are left out."""
         return dict(self._select("SELECT id, row FROM items WHERE id IN", ids))
+
+    def digest(self, identity: str) -> bytes | None:
+        """Return the digest of a picture's file; None for an unknown id, and in snapshots that hold no digests."""
+        with self._lock:
+            try:
+                found = self._connection.execute("SELECT digest FROM items WHERE id = ?", (identity,)).fetchone()
+            except sqlite3.OperationalError:  # a snapshot of before has no such column
+                return None
+        return None if found is None else found[0]
 
     def metadata(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Map ids to metadata; unknown ids are left out."""

@@ -3,6 +3,7 @@
     GALLERY/CURRENT                 one line, the number of the snapshot that answers; replaced atomically
     GALLERY/snapshots/000001/       an immutable bundle
     GALLERY/snapshots/.building-*   a snapshot being written; has no name that loads
+    GALLERY/.building/              what the running or an interrupted build has encoded; see sources/encoded.py
     GALLERY/.build.lock             held (flock) by the one build that may run
 
 A builder may die at any point: until CURRENT is replaced the old snapshot answers, and after it the new one is complete
@@ -25,6 +26,7 @@ from asymcir_server.errors import GalleryBuildError
 CURRENT_NAME = "CURRENT"
 SNAPSHOTS_NAME = "snapshots"
 LOCK_NAME = ".build.lock"
+BUILDING_NAME = ".building"
 _BUILDING_PREFIX = ".building-"
 _NUMBER = re.compile(r"\d{6,}")
 
@@ -51,15 +53,16 @@ def current_snapshot(gallery: Path) -> Path:
 
 def is_gallery(folder: Path) -> bool:
     """Say whether a folder is a gallery, finished or just begun."""
-    return (folder / CURRENT_NAME).is_file() or (folder / LOCK_NAME).is_file()
+    return any((folder / name).exists() for name in (CURRENT_NAME, LOCK_NAME, BUILDING_NAME))
 
 
 @contextmanager
 def lock_gallery(gallery: Path) -> Iterator[None]:
     """Hold a gallery for one build, creating its folder where there is none.
 
-    The lock goes with the process, so a killed build leaves none behind. What a killed build left half-written is
-    removed here, where no other build can be running. A build that fails leaves no folder that it made.
+    The lock goes with the process, so a killed build leaves none behind. A snapshot that a killed build left
+    half-written is removed here, where no other build can be running; what it encoded stays in `.building` for this
+    one. A build that fails leaves no folder that it made, but for what it encoded.
 
     Raises:
         GalleryBuildError: another build holds it, or the folder is something else and not empty.

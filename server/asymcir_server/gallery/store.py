@@ -15,6 +15,7 @@ from asymcir_server.gallery.build import METADATA_NAME, VECTORS_NAME
 from asymcir_server.gallery.indexes import open_index
 from asymcir_server.gallery.metadata import MetadataReader
 from asymcir_server.gallery.snapshots import current_snapshot
+from asymcir_server.gallery.sources.thumbnails import THUMBNAILS_NAME, ThumbnailReader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,7 @@ class Gallery:
         target, target_space: target type and the digest of its space.
         size, embedding_width: N and E.
         index_kind, index_recall_at_10: the index and its measured recall.
+        thumbnail_side: longer side of the thumbnails in pixels; 0: there are none.
     """
 
     def __init__(self, folder: Path, snapshot: Path) -> None:
@@ -55,6 +57,7 @@ class Gallery:
             self.embedding_width = int(manifest.require("embedding_width"))
             self.index_kind = str(manifest.require("index_kind"))
             self.index_recall_at_10 = float(manifest.require("index_recall_at_10"))
+            self.thumbnail_side = int(manifest.properties.get("thumbnail_side", 0))
         except (TypeError, ValueError) as exc:
             raise BundleError(f"the manifest of {snapshot} cannot be used ({exc}): build the gallery again") from exc
         for name in (VECTORS_NAME, METADATA_NAME):
@@ -62,6 +65,9 @@ class Gallery:
                 raise BundleError(f"{snapshot} has no {name} in its manifest: build the gallery again")
         self._index = open_index(snapshot, snapshot / VECTORS_NAME, manifest)
         self._metadata = MetadataReader(snapshot / METADATA_NAME)
+        self._thumbnails: ThumbnailReader | None = None
+        if THUMBNAILS_NAME in manifest.files:
+            self._thumbnails = ThumbnailReader(snapshot / THUMBNAILS_NAME)
         found = (self._index.size, self._index.width, self._metadata.size)
         if found != (self.size, self.embedding_width, self.size):
             raise BundleError(
@@ -118,6 +124,14 @@ class Gallery:
         found = self._metadata.metadata(ids)
         return [found.get(identity, {}) for identity in ids]
 
+    def thumbnail(self, identity: str) -> bytes | None:
+        """Return the thumbnail of a picture, a WebP file; None for an unknown id, or a gallery without thumbnails."""
+        if self._thumbnails is None or (digest := self._metadata.digest(identity)) is None:
+            return None
+        return self._thumbnails.read(digest)
+
     def close(self) -> None:
-        """Close the metadata."""
+        """Close the metadata and the thumbnails."""
         self._metadata.close()
+        if self._thumbnails is not None:
+            self._thumbnails.close()

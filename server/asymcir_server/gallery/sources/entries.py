@@ -6,6 +6,7 @@ Which files are pictures, and the format of a list, is said in `asymcir_common.p
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,11 +45,16 @@ class Source:
 
     Attributes:
         found: what is there, for the error where no picture is.
+        passed_over: suffix -> files of folders and archives that are not taken for pictures, the most frequent first.
     """
 
     def __init__(self, places: Places) -> None:
         self._places = places
         self.found = "; ".join(place.found for place in places.places)
+        passed_over = Counter[str]()
+        for opened in places.places:
+            passed_over.update(opened.passed_over)
+        self.passed_over = dict(passed_over.most_common())
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Yield the entries in a stable order."""

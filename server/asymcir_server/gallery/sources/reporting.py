@@ -1,0 +1,106 @@
+"""What a build says at its end: how much was taken, and why the rest was not."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from asymcir_common.places import Rejected
+
+from asymcir_server.gallery.sources.duplicates import DUPLICATES_NAME, Duplicates
+
+QUARANTINE_NAME = "quarantine.jsonl"
+MAX_REASONS = 100
+"""Kinds of reasons that are counted one by one; further ones are counted together."""
+
+_OTHER = "other reasons"
+_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildReport:
+    """What was built.
+
+    Attributes:
+        snapshot: its folder.
+        version: its number, as answers name it.
+        target: its target type.
+        size: N, pictures in it.
+        encoded: pictures that went through the visual encoder; the other vectors were there from earlier builds.
+        quarantined: pictures put aside.
+        quarantined_by_reason: kind of reason, without names and numbers -> pictures, the most frequent first.
+        passed_over: suffix -> files of folders and archives that are not taken for pictures.
+        duplicates: exact ones, and near ones where they were asked for.
+        index_kind: its index.
+        index_recall_at_10: measured against brute force.
+        elapsed_s: wall clock.
+    """
+
+    snapshot: Path
+    version: str
+    target: str
+    size: int
+    encoded: int
+    quarantined: int
+    quarantined_by_reason: Mapping[str, int]
+    passed_over: Mapping[str, int]
+    duplicates: Duplicates
+    index_kind: str
+    index_recall_at_10: float
+    elapsed_s: float
+
+
+class ReasonCounts:
+    """Counts rejected pictures by the kind of their reason: its text without names and numbers."""
+
+    def __init__(self) -> None:
+        self._counts = Counter[str]()
+
+    def add(self, item: Rejected) -> None:
+        """Count one."""
+        reason = item.reason
+        for name in sorted({item.path, item.id, Path(item.path).name}, key=len, reverse=True):
+            if name:
+                reason = reason.replace(name, "it")
+        kind = re.sub(r"\d+", "N", reason)
+        if kind not in self._counts and len(self._counts) >= MAX_REASONS:
+            kind = _OTHER
+        self._counts[kind] += 1
+
+    def most_common(self) -> dict[str, int]:
+        """Return kind -> count, the most frequent first."""
+        return dict(self._counts.most_common())
+
+
+def write_rejected(stream: TextIO, item: Rejected) -> None:
+    """Append a line to `quarantine.jsonl`."""
+    record = {"id": item.id, "path": item.path, "reason": item.reason}
+    line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
+    stream.write(f"{line}\n")
+
+
+def describe_report(report: BuildReport) -> Iterator[str]:
+    """Yield the lines that `asymcir gallery build` prints."""
+    yield (
+        f"{report.snapshot}: {report.size} pictures as {report.target}, {report.quarantined} quarantined, "
+        f"index {report.index_kind}, recall@10 {report.index_recall_at_10:.3f}, {report.elapsed_s:.1f} s"
+    )
+    if report.encoded < report.size:
+        yield f"encoded: {report.encoded}; the vectors of the others were there already"
+    if report.passed_over:
+        named = [f"{count} {suffix or '(no suffix)'}" for suffix, count in report.passed_over.items()]
+        more = f" and {len(named) - _SHOWN} more suffixes" if len(named) > _SHOWN else ""
+        yield f"passed over, not taken for pictures: {', '.join(named[:_SHOWN])}{more}"
+    duplicates = report.duplicates
+    if duplicates.exact or duplicates.near:
+        near = "" if duplicates.near is None else f", {duplicates.near} look like an earlier one"
+        example = " = ".join(duplicates.examples[0][:_SHOWN])
+        yield f"duplicates: {duplicates.exact} pictures have the same file as an earlier one{near}; such as {example}"
+        yield f"duplicates, all of them: {report.snapshot / DUPLICATES_NAME}"
+    for kind, count in list(report.quarantined_by_reason.items())[:_SHOWN]:
+        yield f"{count} put aside: {kind}"
+    if report.quarantined:
+        yield f"put aside, with the reason: {report.snapshot / QUARANTINE_NAME}"
