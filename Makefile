@@ -5,7 +5,7 @@ DEMO := .venv-demo
 PROTO := .venv-proto
 PROTO_FILE := protos/asymcir_protos/v1/retrieval.proto
 
-.PHONY: help install demo demo-assets emoji ablation check docs test proto proto-check bench bench-arm bench-device bench-gallery bench-server-sizes bench-training clean
+.PHONY: help install demo demo-assets emoji ablation check docs test proto proto-check bench bench-arm bench-device bench-gallery bench-gallery-build bench-server-sizes bench-training clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -91,6 +91,10 @@ bench-training: $(DEV)/ready  ## Time distillation with and without the teacher 
 bench-gallery: $(DEV)/ready  ## Build and time every kind of index at 100,000 vectors, beside usearch and hnswlib (ten minutes)
 	$(DEV)/bin/python -m asymcir_benchmarks.retrieval.indexes --work benchmarks/gallery/work --out benchmarks/results/gallery.json
 	$(DEV)/bin/python -m asymcir_benchmarks.pages.fill
+
+bench-gallery-build: $(DEV)/ready  ## Time a gallery build beside its encoder, its decoding, and decoding and encoding in turn
+	$(DEV)/bin/python -m asymcir_benchmarks.costs.gallery_build --work benchmarks/gallery/work/build \
+	  --out benchmarks/results/gallery-build.json
 
 bench-server-sizes: $(DEV)/ready  ## Write and time server towers, ViT-B/32 to ViT-H/14 (needs demo-assets; 12 GB of disk, 10 GB of memory)
 	$(DEV)/bin/python -m asymcir_benchmarks.costs.server_bundles --out benchmarks/server/work --pictures demo/assets/queries.zip \

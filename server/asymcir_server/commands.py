@@ -45,7 +45,8 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         "images",
         nargs="+",
         metavar="IMAGES",
-        help="folders (recursive), zips, uncompressed tars, .jsonl lists; {000..012} and * name several",
+        help="folders (recursive), zips, uncompressed tars, .parquet files, .jsonl lists, or their URLs; {000..012} "
+        "and * name several",
     )
     add_server_bundle(build)
     add_gallery_folder(build, help="the gallery's folder, made where there is none")

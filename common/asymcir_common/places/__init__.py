@@ -1,4 +1,5 @@
-"""Places that pictures come from: folders, zips, tars and JSON-lines lists, read alike by training and gallery.
+"""Places that pictures come from: folders, zips, tars, Parquet files and JSON-lines lists, read alike by training and
+gallery; archives, Parquet files, lists and the pictures that these name may be at URLs.
 
 One module a kind of place, each a `Place`; `open_places` opens them, alone or together. Several
 named by one text need `braceexpand`.

@@ -4,7 +4,7 @@ A line is `{"path": ..., "id": ..., "captions": [...], "concept": ..., anything 
 
 | field | what it is |
 |---|---|
-| `path`, or `image` | the picture, from the list's folder; may lead into a zip or a tar: "gallery.zip/1f600.png" |
+| `path`, or `image` | the picture, from the list's folder, or a URL; may lead into a zip or tar: "g.zip/1f600.png" |
 | `id` | a text or a whole number; default: the path |
 | `captions`, `caption` | a list of texts; one text |
 | `concept` | what the picture shows, a text that pictures of the same thing share |
@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asymcir_common.errors import PlaceError
-from asymcir_common.places.file_reading import OpenFiles
+from asymcir_common.places.file_reading import MAX_FILE_BYTES, MISSING, OpenFiles
 from asymcir_common.places.path_reading import PathReader, may_lead_into_archive
 from asymcir_common.places.rules import Rejected, check_id
+from asymcir_common.remote_files import check_url, is_url, join_url, read_url
 
 _EXPECTED = 'expected a line like {"path": "pictures/1.jpg", "captions": ["a red mug"]}'
 _UNTIDY = re.compile(r"(^|/)\.?(/|$)")  # a part that is empty or a dot
@@ -85,7 +86,7 @@ def parse_line(line: bytes) -> ListedPicture:
         raise ValueError(_EXPECTED)
     if "\0" in name:
         raise ValueError("the path has a zero character in it")
-    path = Path(name).as_posix() if _UNTIDY.search(name) else name
+    path = Path(name).as_posix() if _UNTIDY.search(name) and not is_url(name) else name
     identity = record.get("id", path)
     if isinstance(identity, int) and not isinstance(identity, bool):
         identity = str(identity)
@@ -100,18 +101,19 @@ def parse_line(line: bytes) -> ListedPicture:
 class ListPlace:
     """The pictures of a list, in its order; see `Place`. Of the lines, only where they lie is kept in memory."""
 
-    def __init__(self, path: Path, files: OpenFiles, prefix: str = "") -> None:
+    def __init__(self, path: Path, files: OpenFiles, prefix: str = "", *, url: str = "") -> None:
         """Read and check every line.
 
         Args:
             path: the list.
             files: reads the lines, and the members of archives.
-            prefix: stands before the path in an id that the line does not give.
+            prefix: stands before the path in an id that the line does not give; not before a URL.
+            url: where the list came from; paths are relative to it.
 
         Raises:
             PlaceError: the list cannot be read, or is UTF-16.
         """
-        self._path, self._files, self._reader = path, files, PathReader(files)
+        self._path, self._url, self._files, self._reader = path, url, files, PathReader(files)
         self.where = str(path)
         self.label = path.name
         ids, paths, rejected = list[str](), list[str](), list[Rejected]()
@@ -129,7 +131,9 @@ class ListPlace:
                     try:
                         name = ""
                         name, identity, has_id = parse_line(line)
-                        if may_lead_into_archive(name):
+                        if url or is_url(name):
+                            check_url(join_url(url, name))
+                        elif may_lead_into_archive(name):
                             self._reader.check(path.parent / name)
                     except (ValueError, PlaceError) as exc:
                         reason = f"line {number} is {exc}" if isinstance(exc, NotAnObjectError) else str(exc)
@@ -138,7 +142,7 @@ class ListPlace:
                     row = rows.setdefault(name if identity == name else (identity, name), len(rows))
                     if row == len(ids):
                         paths.append(name)
-                        given = identity if has_id else prefix + name
+                        given = identity if has_id or is_url(name) else prefix + name
                         ids.append(name if given == name else given)
                     places.append(start)
                     lengths.append(len(line))
@@ -159,17 +163,25 @@ class ListPlace:
         return self._paths[row]
 
     def sizes(self) -> NDArray[np.int64]:
-        """Ask the file system for the size of each picture: [n], bytes."""
-        sizes = (self._reader.size(self._path.parent / name) for name in self._paths)
+        """Ask the file system for the size of each picture: [n], bytes; MISSING for those at URLs."""
+        sizes = (MISSING if self._at_url(name) else self._reader.size(self._path.parent / name) for name in self._paths)
         return np.fromiter(sizes, np.int64, len(self._paths))
 
     def stamp(self, row: int) -> tuple[str, int, int]:
         """Return where a picture lies on this machine, its size in bytes, and when that file changed, in ns."""
+        if self._at_url(self._paths[row]):
+            return join_url(self._url, self._paths[row]), MISSING, 0
         return self._reader.stamp(self._path.parent / self._paths[row])
 
     def read(self, row: int) -> bytes:
         """Return a picture's file; ImageError when it cannot be read."""
-        return self._reader.read(self._path.parent / self._paths[row], self._paths[row])
+        name = self._paths[row]
+        if self._at_url(name):
+            return read_url(join_url(self._url, name), name, most_bytes=MAX_FILE_BYTES)
+        return self._reader.read(self._path.parent / name, name)
+
+    def _at_url(self, name: str) -> bool:
+        return bool(self._url) or is_url(name)
 
     def lines(self, row: int) -> list[bytes]:
         """Return the lines of a picture; ImageError when the list is not as it was."""

@@ -29,9 +29,19 @@ from asymcir_common.places.archives import ArchivePlace
 from asymcir_common.places.file_reading import OpenFiles
 from asymcir_common.places.folders import FolderPlace
 from asymcir_common.places.lists import ListPlace
-from asymcir_common.places.rules import ARCHIVE_SUFFIXES, LIST_SUFFIXES, PICTURE_SUFFIXES, Rejected, is_compressed_tar
+from asymcir_common.places.parquet import ParquetPlace
+from asymcir_common.places.rules import (
+    ARCHIVE_SUFFIXES,
+    LIST_SUFFIXES,
+    PARQUET_SUFFIX,
+    PICTURE_SUFFIXES,
+    Rejected,
+    is_compressed_tar,
+    suffix_of,
+)
+from asymcir_common.remote_files import download, expand_url, is_url, name_of_url
 
-_KINDS = "a folder, a .zip, an uncompressed .tar (with {000..012} and * for several), or a .jsonl list"
+_KINDS = "a folder, a .zip, an uncompressed .tar (with {000..012} and * for several), a .parquet file, or a .jsonl list"
 
 
 class Place(Protocol):
@@ -110,8 +120,9 @@ def open_places(specs: Sequence[str | Path] | str | Path, *, index_folder: Path 
     """Open the places that pictures come from.
 
     Args:
-        specs: each a folder (searched recursively), a .zip, an uncompressed .tar, or a .jsonl or .ndjson list (see
-            `lists`). As a text, "shards/{000..012}.tar" and "shards/*.tar" name several.
+        specs: each a folder (searched recursively), a .zip, an uncompressed .tar, a .parquet file (see `parquet`), or a
+            .jsonl or .ndjson list (see `lists`). As a text, "shards/{000..012}.tar" and "shards/*.tar" name several,
+            and "https://...", "s3://..." or "gs://..." a file that is downloaded first.
         index_folder: keeps what was read of archives, so that the next call need not read them again.
 
     Raises:
@@ -122,7 +133,7 @@ def open_places(specs: Sequence[str | Path] | str | Path, *, index_folder: Path 
     if not paths:
         raise PlaceError(f"no pictures were named: pass {_KINDS}")
     files = OpenFiles()
-    return Places([_open_place(path, files, index_folder, several=len(paths) > 1) for path in paths])
+    return Places([_open_spec(path, files, index_folder, several=len(paths) > 1) for path in paths])
 
 
 def find_pictures(place: Path) -> list[Path]:
@@ -134,12 +145,12 @@ def find_pictures(place: Path) -> list[Path]:
     if not place.exists():
         return []
     found = _open_place(place, OpenFiles(), None, several=False)
-    if isinstance(found, ListPlace):
+    if isinstance(found, ListPlace | ParquetPlace):
         raise PlaceError(f"{place} is a list: expected a folder, a .zip or an uncompressed .tar")
     return sorted(place / found.path(row) for row in range(len(found.ids)))
 
 
-def _expand_spec(spec: str | Path) -> list[Path]:
+def _expand_spec(spec: str | Path) -> Sequence[str | Path]:
     """Expand braces, as bash does, and globs; a name that exists as it stands, or is a Path, is taken as it stands.
 
     Raises:
@@ -154,6 +165,8 @@ def _expand_spec(spec: str | Path) -> list[Path]:
         names = list(braceexpand(text, escape=False))
     except ValueError:  # unbalanced braces
         names = [text]
+    if is_url(text):
+        return [url for name in names for url in expand_url(name)]
     found: list[Path] = []
     for name in names:
         if Path(name).exists() or not glob.has_magic(name):
@@ -171,7 +184,18 @@ def _expand_spec(spec: str | Path) -> list[Path]:
     return found
 
 
-def _open_place(path: Path, files: OpenFiles, index_folder: Path | None, *, several: bool) -> Place:
+def _open_spec(spec: str | Path, files: OpenFiles, index_folder: Path | None, *, several: bool) -> Place:
+    if isinstance(spec, Path):
+        return _open_place(spec, files, index_folder, several=several)
+    suffix = suffix_of(name_of_url(spec))
+    if suffix not in {*ARCHIVE_SUFFIXES, *LIST_SUFFIXES, PARQUET_SUFFIX}:
+        raise PlaceError(f"{spec} is no place that pictures come from: expected a .zip, .tar, .parquet or .jsonl there")
+    place = _open_place(download(spec), files, None, several=several, url=spec)
+    place.where = spec
+    return place
+
+
+def _open_place(path: Path, files: OpenFiles, index_folder: Path | None, *, several: bool, url: str = "") -> Place:
     suffix = path.suffix.lower()
     if path.is_dir():
         return FolderPlace(path, f"{path.resolve().name}/" if several else "")
@@ -182,7 +206,9 @@ def _open_place(path: Path, files: OpenFiles, index_folder: Path | None, *, seve
     if suffix in ARCHIVE_SUFFIXES or is_compressed_tar(path.name):
         return ArchivePlace(path, files, prefix, index_folder=index_folder)
     if suffix in LIST_SUFFIXES:
-        return ListPlace(path, files, prefix)
+        return ListPlace(path, files, prefix, url=url)
+    if suffix == PARQUET_SUFFIX:
+        return ParquetPlace(path, files, prefix, url=url)
     if suffix in PICTURE_SUFFIXES:
         raise PlaceError(f"{path} is a picture: expected {_KINDS}")
     raise PlaceError(f"{path} is no place that pictures come from: expected {_KINDS}")

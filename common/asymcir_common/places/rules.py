@@ -30,6 +30,7 @@ CAPTION_SUFFIX, RECORD_SUFFIX = ".txt", ".json"
 """Files of a picture's own name that stand beside it."""
 
 LIST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
+PARQUET_SUFFIX = ".parquet"
 ARCHIVE_SUFFIXES = frozenset({".tar", ".zip"})
 
 MAX_ID_BYTES = 1024
