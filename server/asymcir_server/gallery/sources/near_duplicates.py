@@ -60,10 +60,14 @@ def find_near_duplicates(hashes: NDArray[np.uint64]) -> Iterator[list[int]]:
                 break
             differing = np.bitwise_xor(sorted_hashes[same], sorted_hashes[same + step])
             near = same[_count_bits(differing) <= MAX_DIFFERENT_BITS]
-            for first, second in zip(order[near].tolist(), order[near + step].tolist(), strict=True):
+            if not len(near):
+                continue
+            firsts, seconds = order[near], order[near + step]
+            parents = _flatten(parents)
+            apart = parents[firsts] != parents[seconds]  # where all look alike, most are joined already
+            for first, second in zip(firsts[apart].tolist(), seconds[apart].tolist(), strict=True):
                 _join(parents, first, second)
-    roots = np.fromiter((_root(parents, i) for i in range(len(parents))), np.int64, len(parents))
-    groups = roots[group_of_row.reshape(-1)]  # [N]
+    groups = _flatten(parents)[group_of_row.reshape(-1)]  # [N]
     rows = np.flatnonzero(np.bincount(groups)[groups] > 1) if len(groups) else groups
     rows = rows[np.argsort(groups[rows], kind="stable")]
     starts = np.flatnonzero(np.diff(groups[rows]))
@@ -74,6 +78,13 @@ def find_near_duplicates(hashes: NDArray[np.uint64]) -> Iterator[list[int]]:
 def _count_bits(values: NDArray[np.uint64]) -> NDArray[np.int64]:
     counts: NDArray[np.int64] = _BITS_OF_BYTE[values.view(np.uint8).reshape(-1, 8)].sum(axis=1, dtype=np.int64)
     return counts
+
+
+def _flatten(parents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Let every item point to its root."""
+    while not np.array_equal(parents, above := parents[parents]):
+        parents = above
+    return parents
 
 
 def _root(parents: NDArray[np.int64], item: int) -> int:

@@ -19,7 +19,7 @@ THUMBNAILS_NAME = "thumbnails.sqlite"
 MAX_THUMBNAIL_SIDE = 2048
 
 _QUALITY = 80
-_EFFORT = 2  # of 0 to 6: a third of the time of Pillow's 4, files about 5% larger
+_EFFORT = 2  # of 0 to 6: a quarter of the time of Pillow's 4 (3.4 ms, not 14), files 4% larger
 _GAP = 2.0  # Pillow first reduces by whole numbers to twice the size, then resizes: no visible difference
 
 
