@@ -1,4 +1,4 @@
-from .errors import AsymcirError, BundleError, ImageError, PlaceError, TokensError
+from .errors import AsymcirError, BundleError, FilterTextError, ImageError, PlaceError, TokensError
 from .files import write_atomically
 from .manifest import Manifest, read_manifest, write_manifest
 from .pictures import Preprocessing, decode_image, preprocess, read_image
@@ -6,6 +6,7 @@ from .pictures import Preprocessing, decode_image, preprocess, read_image
 __all__ = [
     "AsymcirError",
     "BundleError",
+    "FilterTextError",
     "ImageError",
     "Manifest",
     "PlaceError",

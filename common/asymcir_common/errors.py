@@ -4,7 +4,8 @@ AsymcirError                 every error of ours; its text is one line that a us
 ├── ImageError               not a picture, truncated, or not the shape asked for
 ├── BundleError              a bundle or gallery that is missing, damaged, or of another format
 ├── TokensError              sentence tokens that cannot be packed or unpacked
-└── PlaceError               a folder, archive or list that pictures cannot be read from
+├── PlaceError               a folder, archive or list that pictures cannot be read from
+└── FilterTextError          a filter's text that does not follow its grammar
 
 The packages above derive their own from AsymcirError, so that the command needs one `except`.
 """
@@ -31,3 +32,15 @@ class TokensError(AsymcirError):
 
 class PlaceError(AsymcirError):
     """Nothing is at a place that pictures should come from, or it cannot be read."""
+
+
+class FilterTextError(AsymcirError):
+    """The text of a filter does not follow its grammar.
+
+    Attributes:
+        pointed: two lines, to show below the message: the text, and a caret below the place.
+    """
+
+    def __init__(self, message: str, *, pointed: str) -> None:
+        super().__init__(message)
+        self.pointed = pointed

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from asymcir_common import AsymcirError
+from asymcir_common import AsymcirError, FilterTextError
 from asymcir_common.arguments import ArgumentParser
 
 _DISTRIBUTION = "asymcir"
@@ -149,6 +149,9 @@ def _run(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         _print_error("interrupted")
         return _EXIT_INTERRUPTED
+    except FilterTextError as exc:
+        _print_error(str(exc))
+        print(exc.pointed, file=sys.stderr)
     except AsymcirError as exc:
         _print_error(str(exc))
     except ModuleNotFoundError as exc:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from asymcir_common import TokensError, read_image
 from asymcir_common.arguments import MAX_REPEATS, MAX_TOP_K, add_device_bundle, add_server, add_threads, whole_number
-from asymcir_protos import pack_tokens
+from asymcir_protos import pack_tokens, parse_filter
 from asymcir_protos.tokens import TokenEncoding
 from numpy.typing import NDArray
 
@@ -70,6 +70,16 @@ def register_query(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--exclude", action="append", default=[], metavar="ID", help="an item that must not be answered; repeatable"
+    )
+    parser.add_argument(
+        "--where",
+        metavar="FILTER",
+        help='only pictures whose metadata satisfy this, such as \'price < 20 and colour in ("red", "blue")\'',
+    )
+    parser.add_argument(
+        "--every-picture",
+        action="store_true",
+        help="answer every picture by itself, also where the gallery groups by item",
     )
     parser.add_argument(
         "--encoding",
@@ -191,6 +201,7 @@ def _query(args: argparse.Namespace) -> int:
     from asymcir_edge.device.encoder import check_sentence_length
     from asymcir_edge.remote.client import RetrievalClient
 
+    where = None if args.where is None else parse_filter(args.where)
     # The client first: a wrong address should not cost the time of an encoding.
     with RetrievalClient(args.server, timeout_s=args.timeout, token_encoding=args.encoding) as client:
         device: dict[str, float] = {}
@@ -211,6 +222,8 @@ def _query(args: argparse.Namespace) -> int:
             top_k=args.top_k,
             excluded_ids=args.exclude,
             with_metadata=True,
+            where=where,
+            every_picture=args.every_picture,
         )
     if args.json:
         print(json.dumps({**dataclasses.asdict(result), "device": device}, indent=2))
@@ -329,10 +342,13 @@ def _write_array(path: Path, array: NDArray[np.float32]) -> None:
 
 def _print_hits(result: "SearchResult") -> None:
     width = max([2, *(len(_printable(hit.id)) for hit in result.hits)])
-    print(f"{'rank':>4}  {'score':>7}  {'id':<{width}}  name".rstrip())
+    widest = max((len(_printable(hit.item)) for hit in result.hits), default=0)
+    items = f"  {'item':<{max(4, widest)}}" if widest else ""
+    print(f"{'rank':>4}  {'score':>7}  {'id':<{width}}{items}  name".rstrip())
     for rank, hit in enumerate(result.hits, start=1):
         name = _printable(_name_of(hit.metadata))
-        print(f"{rank:>4}  {hit.score:>7.4f}  {_printable(hit.id):<{width}}  {name}".rstrip())
+        item = f"  {_printable(hit.item):<{max(4, widest)}}" if widest else ""
+        print(f"{rank:>4}  {hit.score:>7.4f}  {_printable(hit.id):<{width}}{item}  {name}".rstrip())
 
 
 def _print_description(description: "ServerDescription") -> None:
@@ -350,6 +366,9 @@ def _print_description(description: "ServerDescription") -> None:
             f"{gallery.embedding_width}, target {_printable(gallery.target)} of {_printable(gallery.target_space)}, "
             f"index {_printable(gallery.index_kind)} with recall@10 {gallery.index_recall_at_10:.3f}"
         )
+        if gallery.columns:
+            columns = ", ".join(f"{_printable(key)} ({_printable(kind)})" for key, kind in gallery.columns.items())
+            print(f"  metadata: {columns}")
 
 
 def _print_summary(report: "SelfTestReport") -> None:

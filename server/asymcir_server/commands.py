@@ -83,6 +83,12 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     )
     build.add_argument("--near-duplicates", action="store_true", help="list pictures that look alike, too")
     build.add_argument("--json", action="store_true", help="print JSON")
+    build.add_argument(
+        "--item-column",
+        default="item",
+        metavar="KEY",
+        help="the metadata key that names what a picture shows, to group hits by (default: item; '' for none)",
+    )
     build.set_defaults(run=run_gallery_build)
 
     info = actions.add_parser("info", help="check a gallery and say what it holds")
@@ -198,6 +204,7 @@ def run_gallery_build(args: argparse.Namespace) -> int:
         index=index,
         thumbnail_side=args.thumbnails,
         near_duplicates=args.near_duplicates,
+        item_column=args.item_column,
     )
     bundle = ServerBundle.load(args.server_bundle, threads=args.threads)
     line = ProgressLine(sys.stderr)
@@ -224,6 +231,10 @@ def run_gallery_info(args: argparse.Namespace) -> int:
             "thumbnail_side",
         ):  # fmt: skip
             print(f"{name:<20}{getattr(gallery, name)}")
+        if gallery.items:
+            print(f"{'items':<20}{gallery.items}")
+        for column in gallery.columns.by_key.values():
+            print(f"{'column':<20}{column.key!r} ({column.type})")
     finally:
         gallery.close()
     return 0

@@ -6,21 +6,27 @@ from typing import Any
 
 from asymcir_protos.v1 import retrieval_pb2
 from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
+
+_MAX_EXACT = 2**53
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchHit:
-    """One item of a gallery.
+    """One picture of a gallery.
 
     Attributes:
-        id: of the item.
+        id: of the picture.
         score: cosine similarity of the query embedding to the target representation.
-        metadata: what the gallery knows of it; None where it was not asked for.
+        metadata: what the gallery knows of it; None where it was not asked for. Whole numbers are ints; one that no
+            double holds, and a message cannot carry, is a text of its digits.
+        item: what the picture shows, where the gallery groups pictures by item; else empty.
     """
 
     id: str
     score: float
     metadata: Mapping[str, Any] | None
+    item: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,11 +67,20 @@ class ServerLimits:
     max_modifier_bytes: int
     context_length: int
     max_excluded_ids: int
+    max_filter_conditions: int
+    max_filter_values: int
+    max_filter_depth: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GalleryDescription:
-    """A gallery and the snapshot of it that answers now; `index_recall_at_10` as measured when it was built."""
+    """A gallery and the snapshot of it that answers now.
+
+    Attributes:
+        index_recall_at_10: as measured when it was built.
+        has_items: pictures name items, and hits are grouped by item.
+        columns: metadata key -> type, of the keys that can be filtered by.
+    """
 
     name: str
     version: str
@@ -75,6 +90,8 @@ class GalleryDescription:
     embedding_width: int
     index_kind: str
     index_recall_at_10: float
+    has_items: bool
+    columns: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +122,8 @@ def read_search_result(
             SearchHit(
                 id=hit.id,
                 score=hit.score,
-                metadata=json_format.MessageToDict(hit.metadata) if hit.HasField("metadata") else None,
+                metadata=_read_metadata(hit.metadata) if hit.HasField("metadata") else None,
+                item=hit.item,
             )
             for hit in response.hits
         ),
@@ -134,6 +152,9 @@ def read_description(response: retrieval_pb2.DescribeResponse) -> ServerDescript
             max_modifier_bytes=limits.max_modifier_bytes,
             context_length=limits.context_length,
             max_excluded_ids=limits.max_excluded_ids,
+            max_filter_conditions=limits.max_filter_conditions,
+            max_filter_values=limits.max_filter_values,
+            max_filter_depth=limits.max_filter_depth,
         ),
         galleries=tuple(
             GalleryDescription(
@@ -145,7 +166,25 @@ def read_description(response: retrieval_pb2.DescribeResponse) -> ServerDescript
                 embedding_width=gallery.embedding_width,
                 index_kind=gallery.index_kind,
                 index_recall_at_10=gallery.index_recall_at_10,
+                has_items=gallery.has_items,
+                columns={column.key: column.type for column in gallery.columns},
             )
             for gallery in response.galleries
         ),
     )
+
+
+def _read_metadata(metadata: Struct) -> dict[str, Any]:
+    record: dict[str, Any] = _restore_whole_numbers(json_format.MessageToDict(metadata))
+    return record
+
+
+def _restore_whole_numbers(value: Any) -> Any:
+    """Make ints of the doubles that are whole: JSON tells 20 and 20.0 apart no more than a Struct does."""
+    if isinstance(value, dict):
+        return {key: _restore_whole_numbers(held) for key, held in value.items()}
+    if isinstance(value, list):
+        return [_restore_whole_numbers(held) for held in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_EXACT:
+        return int(value)
+    return value

@@ -11,7 +11,7 @@ from typing import Any, Self
 import grpc
 import numpy as np
 from asymcir_common import TokensError
-from asymcir_protos import pack_tokens
+from asymcir_protos import pack_tokens, parse_filter
 from asymcir_protos.tokens import TokenEncoding
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
 from google.protobuf.message import Message
@@ -122,6 +122,8 @@ class RetrievalClient:
         top_k: int = 10,
         excluded_ids: Iterable[str] = (),
         with_metadata: bool = False,
+        where: str | retrieval_pb2.Filter | None = None,
+        every_picture: bool = False,
     ) -> SearchResult:
         """Search a gallery by sentence tokens and a typed change.
 
@@ -131,14 +133,20 @@ class RetrievalClient:
             modifier: the change, such as "is blue"; empty for none.
             gallery: its name; empty for the server's only or first one.
             top_k: hits at most.
-            excluded_ids: items that must not be answered, as a rule the picture that the query started from.
+            excluded_ids: what must not be answered, as a rule the picture that the query started from; the name of an
+                item excludes all of its pictures.
             with_metadata: ask for the metadata of the hits too.
+            where: answer only pictures whose metadata satisfy this filter; as text, `price < 20 and exists colour`, in
+                the grammar of `asymcir_protos.filter_text`.
+            every_picture: answer every picture by itself; otherwise, in a gallery whose pictures name items, an item
+                is answered once, by its best picture, and top_k counts items.
 
         Returns:
             The hits, best first, with what answered and how long it took.
 
         Raises:
             TokensError: the tokens cannot be packed.
+            FilterTextError: the filter's text does not follow its grammar.
             SpaceMismatchError: server or gallery are of another space.
             RequestRefusedError: the request is not one that this server answers.
             ServerError: another of its kinds; see `asymcir_edge.errors`.
@@ -147,6 +155,7 @@ class RetrievalClient:
             raise RequestRefusedError(f"expected top_k to be 1 or more, got {top_k}")
         packed = pack_tokens(tokens, self.token_encoding)
         try:
+            condition = parse_filter(where) if isinstance(where, str) else where
             request = retrieval_pb2.SearchRequest(
                 tokens=packed,
                 word_space=word_space,
@@ -155,9 +164,11 @@ class RetrievalClient:
                 top_k=top_k,
                 excluded_ids=excluded_ids,
                 with_metadata=with_metadata,
+                filter=condition,
+                every_picture=every_picture,
             )
         except ValueError as exc:  # lone surrogates: bytes of a command line or a file name that are no UTF-8
-            raise RequestRefusedError(f"expected modifier, gallery and excluded ids in valid UTF-8: {exc}") from exc
+            raise RequestRefusedError(f"expected modifier, gallery, ids and filter in valid UTF-8: {exc}") from exc
         response, round_trip_ms = self._call(self._stub.Search, request)
         return read_search_result(response, round_trip_ms=round_trip_ms, request_size_bytes=request.ByteSize())
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!asymcir_protos/v1/retrieval.proto\x12\nasymcir.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x11\n\x0f\x44\x65scribeRequest\"\x9e\x01\n\x10\x44\x65scribeResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x12\n\nword_space\x18\x02 \x01(\t\x12\x12\n\nword_width\x18\x03 \x01(\r\x12\"\n\x06limits\x18\x04 \x01(\x0b\x32\x12.asymcir.v1.Limits\x12&\n\tgalleries\x18\x05 \x03(\x0b\x32\x13.asymcir.v1.Gallery\"\x86\x01\n\x06Limits\x12\x11\n\tmax_top_k\x18\x01 \x01(\r\x12\x1b\n\x13max_sentence_length\x18\x02 \x01(\r\x12\x1a\n\x12max_modifier_bytes\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x18\n\x10max_excluded_ids\x18\x05 \x01(\r\"\xa5\x01\n\x07Gallery\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0ctarget_space\x18\x03 \x01(\t\x12\x0e\n\x06target\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\x17\n\x0f\x65mbedding_width\x18\x06 \x01(\r\x12\x12\n\nindex_kind\x18\x07 \x01(\t\x12\x1a\n\x12index_recall_at_10\x18\x08 \x01(\x02\"s\n\x0eSentenceTokens\x12\x0e\n\x06length\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x04\x66p16\x18\x03 \x01(\x0cH\x00\x12&\n\x04int8\x18\x04 \x01(\x0b\x32\x16.asymcir.v1.Int8TokensH\x00\x42\n\n\x08\x65ncoding\",\n\nInt8Tokens\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12\x0e\n\x06scales\x18\x02 \x03(\x02\"\xc4\x01\n\rSearchRequest\x12*\n\x06tokens\x18\x01 \x01(\x0b\x32\x1a.asymcir.v1.SentenceTokens\x12\x12\n\nword_space\x18\x02 \x01(\t\x12\x10\n\x08modifier\x18\x03 \x01(\t\x12\x0f\n\x07gallery\x18\x04 \x01(\t\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x14\n\x0c\x65xcluded_ids\x18\x06 \x03(\t\x12\x15\n\rwith_metadata\x18\x07 \x01(\x08\x12\x14\n\x0ctarget_space\x18\x08 \x01(\t\"K\n\x03Hit\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12)\n\x08metadata\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"}\n\x0eSearchResponse\x12\x1d\n\x04hits\x18\x01 \x03(\x0b\x32\x0f.asymcir.v1.Hit\x12\x0f\n\x07gallery\x18\x02 \x01(\t\x12\x17\n\x0fgallery_version\x18\x03 \x01(\t\x12\"\n\x06timing\x18\x04 \x01(\x0b\x32\x12.asymcir.v1.Timing\"@\n\x06Timing\x12\x10\n\x08queue_ms\x18\x01 \x01(\x02\x12\x11\n\tencode_ms\x18\x02 \x01(\x02\x12\x11\n\tsearch_ms\x18\x03 \x01(\x02\x32\x93\x01\n\tRetrieval\x12\x45\n\x08\x44\x65scribe\x12\x1b.asymcir.v1.DescribeRequest\x1a\x1c.asymcir.v1.DescribeResponse\x12?\n\x06Search\x12\x19.asymcir.v1.SearchRequest\x1a\x1a.asymcir.v1.SearchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!asymcir_protos/v1/retrieval.proto\x12\nasymcir.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x11\n\x0f\x44\x65scribeRequest\"\x9e\x01\n\x10\x44\x65scribeResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x12\n\nword_space\x18\x02 \x01(\t\x12\x12\n\nword_width\x18\x03 \x01(\r\x12\"\n\x06limits\x18\x04 \x01(\x0b\x32\x12.asymcir.v1.Limits\x12&\n\tgalleries\x18\x05 \x03(\x0b\x32\x13.asymcir.v1.Gallery\"\xda\x01\n\x06Limits\x12\x11\n\tmax_top_k\x18\x01 \x01(\r\x12\x1b\n\x13max_sentence_length\x18\x02 \x01(\r\x12\x1a\n\x12max_modifier_bytes\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x18\n\x10max_excluded_ids\x18\x05 \x01(\r\x12\x1d\n\x15max_filter_conditions\x18\x06 \x01(\r\x12\x19\n\x11max_filter_values\x18\x07 \x01(\r\x12\x18\n\x10max_filter_depth\x18\x08 \x01(\r\"\xdd\x01\n\x07Gallery\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0ctarget_space\x18\x03 \x01(\t\x12\x0e\n\x06target\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\x17\n\x0f\x65mbedding_width\x18\x06 \x01(\r\x12\x12\n\nindex_kind\x18\x07 \x01(\t\x12\x1a\n\x12index_recall_at_10\x18\x08 \x01(\x02\x12\x11\n\thas_items\x18\t \x01(\x08\x12#\n\x07\x63olumns\x18\n \x03(\x0b\x32\x12.asymcir.v1.Column\"#\n\x06\x43olumn\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\"s\n\x0eSentenceTokens\x12\x0e\n\x06length\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x04\x66p16\x18\x03 \x01(\x0cH\x00\x12&\n\x04int8\x18\x04 \x01(\x0b\x32\x16.asymcir.v1.Int8TokensH\x00\x42\n\n\x08\x65ncoding\",\n\nInt8Tokens\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12\x0e\n\x06scales\x18\x02 \x03(\x02\"\xff\x01\n\rSearchRequest\x12*\n\x06tokens\x18\x01 \x01(\x0b\x32\x1a.asymcir.v1.SentenceTokens\x12\x12\n\nword_space\x18\x02 \x01(\t\x12\x10\n\x08modifier\x18\x03 \x01(\t\x12\x0f\n\x07gallery\x18\x04 \x01(\t\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x14\n\x0c\x65xcluded_ids\x18\x06 \x03(\t\x12\x15\n\rwith_metadata\x18\x07 \x01(\x08\x12\x14\n\x0ctarget_space\x18\x08 \x01(\t\x12\"\n\x06\x66ilter\x18\t \x01(\x0b\x32\x12.asymcir.v1.Filter\x12\x15\n\revery_picture\x18\n \x01(\x08\"\xbe\x02\n\x06\x46ilter\x12(\n\x06\x61ll_of\x18\x01 \x01(\x0b\x32\x16.asymcir.v1.FilterListH\x00\x12(\n\x06\x61ny_of\x18\x02 \x01(\x0b\x32\x16.asymcir.v1.FilterListH\x00\x12%\n\x07negated\x18\x03 \x01(\x0b\x32\x12.asymcir.v1.FilterH\x00\x12,\n\ncomparison\x18\x04 \x01(\x0b\x32\x16.asymcir.v1.ComparisonH\x00\x12,\n\nmembership\x18\x05 \x01(\x0b\x32\x16.asymcir.v1.MembershipH\x00\x12$\n\x06prefix\x18\x06 \x01(\x0b\x32\x12.asymcir.v1.PrefixH\x00\x12*\n\texistence\x18\x07 \x01(\x0b\x32\x15.asymcir.v1.ExistenceH\x00\x42\x0b\n\tcondition\"1\n\nFilterList\x12#\n\x07\x66ilters\x18\x01 \x03(\x0b\x32\x12.asymcir.v1.Filter\"\xee\x01\n\nComparison\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x08operator\x18\x02 \x01(\x0e\x32\x1f.asymcir.v1.Comparison.Operator\x12 \n\x05value\x18\x03 \x01(\x0b\x32\x11.asymcir.v1.Value\"~\n\x08Operator\x12\x18\n\x14OPERATOR_UNSPECIFIED\x10\x00\x12\t\n\x05\x45QUAL\x10\x01\x12\r\n\tNOT_EQUAL\x10\x02\x12\x08\n\x04LESS\x10\x03\x12\x11\n\rLESS_OR_EQUAL\x10\x04\x12\x0b\n\x07GREATER\x10\x05\x12\x14\n\x10GREATER_OR_EQUAL\x10\x06\"<\n\nMembership\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x06values\x18\x02 \x03(\x0b\x32\x11.asymcir.v1.Value\"%\n\x06Prefix\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\"\x18\n\tExistence\x12\x0b\n\x03key\x18\x01 \x01(\t\"U\n\x05Value\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x0e\n\x04real\x18\x03 \x01(\x01H\x00\x12\x11\n\x07\x62oolean\x18\x04 \x01(\x08H\x00\x42\x06\n\x04kind\"Y\n\x03Hit\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12)\n\x08metadata\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04item\x18\x04 \x01(\t\"}\n\x0eSearchResponse\x12\x1d\n\x04hits\x18\x01 \x03(\x0b\x32\x0f.asymcir.v1.Hit\x12\x0f\n\x07gallery\x18\x02 \x01(\t\x12\x17\n\x0fgallery_version\x18\x03 \x01(\t\x12\"\n\x06timing\x18\x04 \x01(\x0b\x32\x12.asymcir.v1.Timing\"@\n\x06Timing\x12\x10\n\x08queue_ms\x18\x01 \x01(\x02\x12\x11\n\tencode_ms\x18\x02 \x01(\x02\x12\x11\n\tsearch_ms\x18\x03 \x01(\x02\x32\x93\x01\n\tRetrieval\x12\x45\n\x08\x44\x65scribe\x12\x1b.asymcir.v1.DescribeRequest\x1a\x1c.asymcir.v1.DescribeResponse\x12?\n\x06Search\x12\x19.asymcir.v1.SearchRequest\x1a\x1a.asymcir.v1.SearchResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,21 +37,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBERESPONSE']._serialized_start=99
   _globals['_DESCRIBERESPONSE']._serialized_end=257
   _globals['_LIMITS']._serialized_start=260
-  _globals['_LIMITS']._serialized_end=394
-  _globals['_GALLERY']._serialized_start=397
-  _globals['_GALLERY']._serialized_end=562
-  _globals['_SENTENCETOKENS']._serialized_start=564
-  _globals['_SENTENCETOKENS']._serialized_end=679
-  _globals['_INT8TOKENS']._serialized_start=681
-  _globals['_INT8TOKENS']._serialized_end=725
-  _globals['_SEARCHREQUEST']._serialized_start=728
-  _globals['_SEARCHREQUEST']._serialized_end=924
-  _globals['_HIT']._serialized_start=926
-  _globals['_HIT']._serialized_end=1001
-  _globals['_SEARCHRESPONSE']._serialized_start=1003
-  _globals['_SEARCHRESPONSE']._serialized_end=1128
-  _globals['_TIMING']._serialized_start=1130
-  _globals['_TIMING']._serialized_end=1194
-  _globals['_RETRIEVAL']._serialized_start=1197
-  _globals['_RETRIEVAL']._serialized_end=1344
+  _globals['_LIMITS']._serialized_end=478
+  _globals['_GALLERY']._serialized_start=481
+  _globals['_GALLERY']._serialized_end=702
+  _globals['_COLUMN']._serialized_start=704
+  _globals['_COLUMN']._serialized_end=739
+  _globals['_SENTENCETOKENS']._serialized_start=741
+  _globals['_SENTENCETOKENS']._serialized_end=856
+  _globals['_INT8TOKENS']._serialized_start=858
+  _globals['_INT8TOKENS']._serialized_end=902
+  _globals['_SEARCHREQUEST']._serialized_start=905
+  _globals['_SEARCHREQUEST']._serialized_end=1160
+  _globals['_FILTER']._serialized_start=1163
+  _globals['_FILTER']._serialized_end=1481
+  _globals['_FILTERLIST']._serialized_start=1483
+  _globals['_FILTERLIST']._serialized_end=1532
+  _globals['_COMPARISON']._serialized_start=1535
+  _globals['_COMPARISON']._serialized_end=1773
+  _globals['_COMPARISON_OPERATOR']._serialized_start=1647
+  _globals['_COMPARISON_OPERATOR']._serialized_end=1773
+  _globals['_MEMBERSHIP']._serialized_start=1775
+  _globals['_MEMBERSHIP']._serialized_end=1835
+  _globals['_PREFIX']._serialized_start=1837
+  _globals['_PREFIX']._serialized_end=1874
+  _globals['_EXISTENCE']._serialized_start=1876
+  _globals['_EXISTENCE']._serialized_end=1900
+  _globals['_VALUE']._serialized_start=1902
+  _globals['_VALUE']._serialized_end=1987
+  _globals['_HIT']._serialized_start=1989
+  _globals['_HIT']._serialized_end=2078
+  _globals['_SEARCHRESPONSE']._serialized_start=2080
+  _globals['_SEARCHRESPONSE']._serialized_end=2205
+  _globals['_TIMING']._serialized_start=2207
+  _globals['_TIMING']._serialized_end=2271
+  _globals['_RETRIEVAL']._serialized_start=2274
+  _globals['_RETRIEVAL']._serialized_end=2421
 # @@protoc_insertion_point(module_scope)

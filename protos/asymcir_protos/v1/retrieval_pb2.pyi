@@ -1,5 +1,6 @@
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -26,21 +27,27 @@ class DescribeResponse(_message.Message):
     def __init__(self, server_version: _Optional[str] = ..., word_space: _Optional[str] = ..., word_width: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., galleries: _Optional[_Iterable[_Union[Gallery, _Mapping]]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_top_k", "max_sentence_length", "max_modifier_bytes", "context_length", "max_excluded_ids")
+    __slots__ = ("max_top_k", "max_sentence_length", "max_modifier_bytes", "context_length", "max_excluded_ids", "max_filter_conditions", "max_filter_values", "max_filter_depth")
     MAX_TOP_K_FIELD_NUMBER: _ClassVar[int]
     MAX_SENTENCE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     MAX_MODIFIER_BYTES_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     MAX_EXCLUDED_IDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_FILTER_CONDITIONS_FIELD_NUMBER: _ClassVar[int]
+    MAX_FILTER_VALUES_FIELD_NUMBER: _ClassVar[int]
+    MAX_FILTER_DEPTH_FIELD_NUMBER: _ClassVar[int]
     max_top_k: int
     max_sentence_length: int
     max_modifier_bytes: int
     context_length: int
     max_excluded_ids: int
-    def __init__(self, max_top_k: _Optional[int] = ..., max_sentence_length: _Optional[int] = ..., max_modifier_bytes: _Optional[int] = ..., context_length: _Optional[int] = ..., max_excluded_ids: _Optional[int] = ...) -> None: ...
+    max_filter_conditions: int
+    max_filter_values: int
+    max_filter_depth: int
+    def __init__(self, max_top_k: _Optional[int] = ..., max_sentence_length: _Optional[int] = ..., max_modifier_bytes: _Optional[int] = ..., context_length: _Optional[int] = ..., max_excluded_ids: _Optional[int] = ..., max_filter_conditions: _Optional[int] = ..., max_filter_values: _Optional[int] = ..., max_filter_depth: _Optional[int] = ...) -> None: ...
 
 class Gallery(_message.Message):
-    __slots__ = ("name", "version", "target_space", "target", "size", "embedding_width", "index_kind", "index_recall_at_10")
+    __slots__ = ("name", "version", "target_space", "target", "size", "embedding_width", "index_kind", "index_recall_at_10", "has_items", "columns")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TARGET_SPACE_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +56,8 @@ class Gallery(_message.Message):
     EMBEDDING_WIDTH_FIELD_NUMBER: _ClassVar[int]
     INDEX_KIND_FIELD_NUMBER: _ClassVar[int]
     INDEX_RECALL_AT_10_FIELD_NUMBER: _ClassVar[int]
+    HAS_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     target_space: str
@@ -57,7 +66,17 @@ class Gallery(_message.Message):
     embedding_width: int
     index_kind: str
     index_recall_at_10: float
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., target_space: _Optional[str] = ..., target: _Optional[str] = ..., size: _Optional[int] = ..., embedding_width: _Optional[int] = ..., index_kind: _Optional[str] = ..., index_recall_at_10: _Optional[float] = ...) -> None: ...
+    has_items: bool
+    columns: _containers.RepeatedCompositeFieldContainer[Column]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., target_space: _Optional[str] = ..., target: _Optional[str] = ..., size: _Optional[int] = ..., embedding_width: _Optional[int] = ..., index_kind: _Optional[str] = ..., index_recall_at_10: _Optional[float] = ..., has_items: bool = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ...) -> None: ...
+
+class Column(_message.Message):
+    __slots__ = ("key", "type")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    type: str
+    def __init__(self, key: _Optional[str] = ..., type: _Optional[str] = ...) -> None: ...
 
 class SentenceTokens(_message.Message):
     __slots__ = ("length", "width", "fp16", "int8")
@@ -80,7 +99,7 @@ class Int8Tokens(_message.Message):
     def __init__(self, values: _Optional[bytes] = ..., scales: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("tokens", "word_space", "modifier", "gallery", "top_k", "excluded_ids", "with_metadata", "target_space")
+    __slots__ = ("tokens", "word_space", "modifier", "gallery", "top_k", "excluded_ids", "with_metadata", "target_space", "filter", "every_picture")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     WORD_SPACE_FIELD_NUMBER: _ClassVar[int]
     MODIFIER_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +108,8 @@ class SearchRequest(_message.Message):
     EXCLUDED_IDS_FIELD_NUMBER: _ClassVar[int]
     WITH_METADATA_FIELD_NUMBER: _ClassVar[int]
     TARGET_SPACE_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    EVERY_PICTURE_FIELD_NUMBER: _ClassVar[int]
     tokens: SentenceTokens
     word_space: str
     modifier: str
@@ -97,17 +118,105 @@ class SearchRequest(_message.Message):
     excluded_ids: _containers.RepeatedScalarFieldContainer[str]
     with_metadata: bool
     target_space: str
-    def __init__(self, tokens: _Optional[_Union[SentenceTokens, _Mapping]] = ..., word_space: _Optional[str] = ..., modifier: _Optional[str] = ..., gallery: _Optional[str] = ..., top_k: _Optional[int] = ..., excluded_ids: _Optional[_Iterable[str]] = ..., with_metadata: bool = ..., target_space: _Optional[str] = ...) -> None: ...
+    filter: Filter
+    every_picture: bool
+    def __init__(self, tokens: _Optional[_Union[SentenceTokens, _Mapping]] = ..., word_space: _Optional[str] = ..., modifier: _Optional[str] = ..., gallery: _Optional[str] = ..., top_k: _Optional[int] = ..., excluded_ids: _Optional[_Iterable[str]] = ..., with_metadata: bool = ..., target_space: _Optional[str] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., every_picture: bool = ...) -> None: ...
+
+class Filter(_message.Message):
+    __slots__ = ("all_of", "any_of", "negated", "comparison", "membership", "prefix", "existence")
+    ALL_OF_FIELD_NUMBER: _ClassVar[int]
+    ANY_OF_FIELD_NUMBER: _ClassVar[int]
+    NEGATED_FIELD_NUMBER: _ClassVar[int]
+    COMPARISON_FIELD_NUMBER: _ClassVar[int]
+    MEMBERSHIP_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    EXISTENCE_FIELD_NUMBER: _ClassVar[int]
+    all_of: FilterList
+    any_of: FilterList
+    negated: Filter
+    comparison: Comparison
+    membership: Membership
+    prefix: Prefix
+    existence: Existence
+    def __init__(self, all_of: _Optional[_Union[FilterList, _Mapping]] = ..., any_of: _Optional[_Union[FilterList, _Mapping]] = ..., negated: _Optional[_Union[Filter, _Mapping]] = ..., comparison: _Optional[_Union[Comparison, _Mapping]] = ..., membership: _Optional[_Union[Membership, _Mapping]] = ..., prefix: _Optional[_Union[Prefix, _Mapping]] = ..., existence: _Optional[_Union[Existence, _Mapping]] = ...) -> None: ...
+
+class FilterList(_message.Message):
+    __slots__ = ("filters",)
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
+    filters: _containers.RepeatedCompositeFieldContainer[Filter]
+    def __init__(self, filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ...) -> None: ...
+
+class Comparison(_message.Message):
+    __slots__ = ("key", "operator", "value")
+    class Operator(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        OPERATOR_UNSPECIFIED: _ClassVar[Comparison.Operator]
+        EQUAL: _ClassVar[Comparison.Operator]
+        NOT_EQUAL: _ClassVar[Comparison.Operator]
+        LESS: _ClassVar[Comparison.Operator]
+        LESS_OR_EQUAL: _ClassVar[Comparison.Operator]
+        GREATER: _ClassVar[Comparison.Operator]
+        GREATER_OR_EQUAL: _ClassVar[Comparison.Operator]
+    OPERATOR_UNSPECIFIED: Comparison.Operator
+    EQUAL: Comparison.Operator
+    NOT_EQUAL: Comparison.Operator
+    LESS: Comparison.Operator
+    LESS_OR_EQUAL: Comparison.Operator
+    GREATER: Comparison.Operator
+    GREATER_OR_EQUAL: Comparison.Operator
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    OPERATOR_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    operator: Comparison.Operator
+    value: Value
+    def __init__(self, key: _Optional[str] = ..., operator: _Optional[_Union[Comparison.Operator, str]] = ..., value: _Optional[_Union[Value, _Mapping]] = ...) -> None: ...
+
+class Membership(_message.Message):
+    __slots__ = ("key", "values")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    values: _containers.RepeatedCompositeFieldContainer[Value]
+    def __init__(self, key: _Optional[str] = ..., values: _Optional[_Iterable[_Union[Value, _Mapping]]] = ...) -> None: ...
+
+class Prefix(_message.Message):
+    __slots__ = ("key", "prefix")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    prefix: str
+    def __init__(self, key: _Optional[str] = ..., prefix: _Optional[str] = ...) -> None: ...
+
+class Existence(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    def __init__(self, key: _Optional[str] = ...) -> None: ...
+
+class Value(_message.Message):
+    __slots__ = ("text", "integer", "real", "boolean")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    INTEGER_FIELD_NUMBER: _ClassVar[int]
+    REAL_FIELD_NUMBER: _ClassVar[int]
+    BOOLEAN_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    integer: int
+    real: float
+    boolean: bool
+    def __init__(self, text: _Optional[str] = ..., integer: _Optional[int] = ..., real: _Optional[float] = ..., boolean: bool = ...) -> None: ...
 
 class Hit(_message.Message):
-    __slots__ = ("id", "score", "metadata")
+    __slots__ = ("id", "score", "metadata", "item")
     ID_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    ITEM_FIELD_NUMBER: _ClassVar[int]
     id: str
     score: float
     metadata: _struct_pb2.Struct
-    def __init__(self, id: _Optional[str] = ..., score: _Optional[float] = ..., metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    item: str
+    def __init__(self, id: _Optional[str] = ..., score: _Optional[float] = ..., metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., item: _Optional[str] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
     __slots__ = ("hits", "gallery", "gallery_version", "timing")

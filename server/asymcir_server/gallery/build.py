@@ -21,12 +21,14 @@ from asymcir_common import write_manifest
 from asymcir_common.arguments import MAX_BATCH_SIZE, MAX_THREADS
 from asymcir_common.manifest import GALLERY, MANIFEST_NAME
 from asymcir_common.places import Rejected
+from numpy.typing import NDArray
 
 from asymcir_server.encode.bundle import ServerBundle
 from asymcir_server.encode.targets import TargetEncoder
 from asymcir_server.encode.vectors import usable_rows
 from asymcir_server.encode.visual import VisualEncoder
 from asymcir_server.errors import GalleryBuildError
+from asymcir_server.gallery.filters import DEFAULT_ITEM_COLUMN, explain_item, read_item
 from asymcir_server.gallery.indexes import INDEX_NAME, IndexConfig, build_index
 from asymcir_server.gallery.metadata import MetadataWriter
 from asymcir_server.gallery.snapshots import current_snapshot, lock_gallery, new_snapshot, publish
@@ -62,6 +64,7 @@ class BuildConfig:
         index: which index, and the recall that it must reach.
         thumbnail_side: keep thumbnails whose longer side has this many pixels, at most MAX_THUMBNAIL_SIDE; 0: none.
         near_duplicates: look for pictures that look alike.
+        item_column: the metadata key that names the item which a picture shows; empty for none.
     """
 
     target: str | None = None
@@ -71,6 +74,7 @@ class BuildConfig:
     index: IndexConfig = field(default_factory=IndexConfig)
     thumbnail_side: int = 0
     near_duplicates: bool = False
+    item_column: str = DEFAULT_ITEM_COLUMN
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= MAX_BATCH_SIZE or not 0 <= self.workers <= MAX_THREADS:
@@ -137,6 +141,7 @@ def build_gallery(
                     "target": target,
                     "target_space": target_space,
                     "size": size,
+                    "items": items.named,
                     "embedding_width": bundle.text.embedding_width,
                     **index,
                     "encoder": wanted.encoder,
@@ -188,9 +193,10 @@ def _refuse_other_space(out: Path, target_space: str) -> None:
 
 @dataclass(kw_only=True, slots=True)
 class _Items:
-    """What was written of a snapshot."""
+    """What was written of a snapshot; `named` counts the different items that its pictures show."""
 
     size: int = 0
+    named: int = 0
     encoded: int = 0
     quarantined: int = 0
     reasons: ReasonCounts = field(default_factory=ReasonCounts)
@@ -246,7 +252,15 @@ def _write_items(
                 vector = np.zeros((1, wanted.width), np.float32) if made.vector is None else made.vector[None]
                 if not usable_rows(vector)[0]:
                     reason = "the visual encoder gives it no direction (not finite, or zero)"
-                elif not metadata.add(vectors.size, entry.id, entry.metadata, digest=picture.digest):
+                elif (problem := explain_item(entry.metadata, config.item_column)) is not None:
+                    reason = problem
+                elif not metadata.add(
+                    vectors.size,
+                    entry.id,
+                    entry.metadata,
+                    item=read_item(entry.metadata, config.item_column),
+                    digest=picture.digest,
+                ):
                     reason = "its id is taken by an earlier picture: ids must be unique"
                 if reason is not None:
                     rejected.append(Rejected(id=entry.id, path=entry.path, reason=reason))
@@ -272,6 +286,7 @@ def _write_items(
             picture_hashes = np.frombuffer(hashes, np.uint64)
             np.save(folder / HASHES_NAME, picture_hashes)
         items.duplicates = write_duplicates(folder / DUPLICATES_NAME, metadata, picture_hashes)
+        items.named = metadata.finish()
     items.size = vectors.size
     return items
 

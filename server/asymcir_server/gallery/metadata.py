@@ -1,6 +1,7 @@
-"""A snapshot's ids and metadata in SQLite: items(row INTEGER PRIMARY KEY, id TEXT UNIQUE, digest BLOB, metadata TEXT).
+"""A snapshot's ids and metadata in SQLite: items(row INTEGER PRIMARY KEY, id TEXT UNIQUE, item, digest, metadata).
 
-`row` is the row in `vectors.npy`, `digest` the SHA-256 of the picture's file, `metadata` JSON.
+`row` is the row in `vectors.npy`, `item` what the picture shows where it names that, `digest` the SHA-256 of the
+picture's file, `metadata` JSON. What the file holds for filters is said in `filters/columns.py`.
 """
 
 import itertools
@@ -11,7 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from asymcir_common import BundleError
+from numpy.typing import NDArray
+
+from asymcir_server.gallery.filters import KeyCounter, write_fields
 
 _CHUNK = 500  # bound variables per statement; old SQLite builds allow 999
 
@@ -26,24 +31,50 @@ class MetadataWriter:
         self._connection.execute("PRAGMA journal_mode = OFF")
         self._connection.execute("PRAGMA synchronous = OFF")
         self._connection.execute(
-            "CREATE TABLE items (row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, digest BLOB, metadata TEXT NOT NULL)"
+            "CREATE TABLE items (row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, item TEXT, digest BLOB, "
+            "metadata TEXT NOT NULL)"
         )
+        self._keys = KeyCounter()
 
-    def add(self, row: int, identity: str, metadata: Mapping[str, Any], *, digest: bytes | None = None) -> bool:
-        """Add one item; returns False, and adds nothing, when the id is taken.
+    def add(
+        self,
+        row: int,
+        identity: str,
+        metadata: Mapping[str, Any],
+        *,
+        item: str | None = None,
+        digest: bytes | None = None,
+    ) -> bool:
+        """Add one picture; returns False, and adds nothing, when the id is taken.
 
         Args:
             row: in `vectors.npy`.
             identity: the id.
             metadata: JSON values.
+            item: what the picture shows, where it names that.
             digest: of the picture's file.
         """
         text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))
         cursor = self._connection.execute(
-            "INSERT OR IGNORE INTO items (row, id, digest, metadata) VALUES (?, ?, ?, ?)",
-            (row, identity, digest, text),
+            "INSERT OR IGNORE INTO items (row, id, item, digest, metadata) VALUES (?, ?, ?, ?, ?)",
+            (row, identity, item, digest, text),
         )
-        return cursor.rowcount == 1
+        if cursor.rowcount != 1:
+            return False
+        self._keys.add(metadata)
+        return True
+
+    def finish(self) -> int:
+        """Write what filters and items need, once every picture is added.
+
+        Returns:
+            Different items, a picture without one counted as an item by itself; 0 where no picture names an item.
+        """
+        write_fields(self._connection, self._keys)
+        self._connection.execute("CREATE INDEX items_item ON items (item) WHERE item IS NOT NULL")
+        count = "SELECT COUNT(DISTINCT item), COUNT(*) - COUNT(item) FROM items"
+        named, alone = self._connection.execute(count).fetchone()
+        return int(named) + int(alone) if named else 0
 
     def duplicates(self) -> Iterator[list[str]]:
         """Yield the ids of pictures whose files are equal, in the order of their rows; makes the index of digests."""
@@ -83,8 +114,10 @@ class MetadataReader:
                 f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
             )
             self.size = int(self._connection.execute("SELECT COUNT(*) FROM items").fetchone()[0])
+            held = {name for _, name, *_ in self._connection.execute("PRAGMA table_info(items)")}
         except sqlite3.Error as exc:
             raise BundleError(f"cannot read {path}: {exc}; build the gallery again") from exc
+        self._has_items = "item" in held  # snapshots of before have no such column
 
     def ids(self, rows: Sequence[int]) -> dict[int, str]:
         """Map rows to ids."""
@@ -102,6 +135,19 @@ class MetadataReader:
             except sqlite3.OperationalError:  # a snapshot of before has no such column
                 return None
         return None if found is None else found[0]
+
+    def items(self, rows: Sequence[int]) -> dict[int, str]:
+        """Map rows to the items that they show; rows without one are left out."""
+        if not self._has_items:
+            return {}
+        return dict(self._select("SELECT row, item FROM items WHERE item IS NOT NULL AND row IN", rows))
+
+    def item_rows(self, items: Sequence[str]) -> NDArray[np.int64]:
+        """Return all rows of some items: [n]."""
+        if not self._has_items:
+            return np.empty(0, np.int64)
+        found = self._select("SELECT row, item FROM items WHERE item IN", items)
+        return np.fromiter((row for row, _ in found), np.int64)
 
     def metadata(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Map ids to metadata; unknown ids are left out."""

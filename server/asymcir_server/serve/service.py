@@ -16,7 +16,9 @@ from asymcir_server.encode.composition import MAX_MODIFIER_BYTES
 from asymcir_server.encode.text_encoder import TextEncoder
 from asymcir_server.errors import GalleryNotFoundError, ListenError, ModifierError, RequestError, SpaceMismatchError
 from asymcir_server.gallery import Gallery
+from asymcir_server.gallery.filters import FILTER_LIMITS
 from asymcir_server.serve.admission import Admission
+from asymcir_server.serve.metadata_numbers import mark_inexact
 from asymcir_server.serve.status import to_status
 
 DEFAULT_TOP_K = 10
@@ -109,6 +111,9 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
                 max_modifier_bytes=MAX_MODIFIER_BYTES,
                 context_length=self._bundle.text.context_length,
                 max_excluded_ids=MAX_EXCLUDED_IDS,
+                max_filter_conditions=FILTER_LIMITS.max_conditions,
+                max_filter_values=FILTER_LIMITS.max_values,
+                max_filter_depth=FILTER_LIMITS.max_depth,
             ),
             galleries=[
                 retrieval_pb2.Gallery(
@@ -120,6 +125,11 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
                     embedding_width=gallery.embedding_width,
                     index_kind=gallery.index_kind,
                     index_recall_at_10=gallery.index_recall_at_10,
+                    has_items=gallery.items > 0,
+                    columns=[
+                        retrieval_pb2.Column(key=column.key, type=column.type)
+                        for column in gallery.columns.by_key.values()
+                    ],
                 )
                 for name, gallery in self._galleries.items()
             ],
@@ -154,7 +164,13 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             started_s = time.perf_counter()
             query = self._text_encoder.encode_queries([tokens], [request.modifier])  # [1, E]
             encoded_s = time.perf_counter()
-            result = gallery.search(query, request.top_k or DEFAULT_TOP_K, request.excluded_ids)
+            result = gallery.search(
+                query,
+                request.top_k or DEFAULT_TOP_K,
+                request.excluded_ids,
+                where=request.filter if request.HasField("filter") else None,
+                every_picture=request.every_picture,
+            )
             ids = result.ids[0]
             metadata = gallery.metadata(ids) if request.with_metadata else []
             searched_s = time.perf_counter()
@@ -167,10 +183,10 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
                 search_ms=(searched_s - encoded_s) * 1000.0,
             ),
         )
-        for identity, score in zip(ids, result.scores[0].tolist(), strict=True):
-            response.hits.add(id=identity, score=score)
+        for identity, score, item in zip(ids, result.scores[0].tolist(), result.items[0], strict=True):
+            response.hits.add(id=identity, score=score, item=item)
         for hit, record in zip(response.hits, metadata, strict=False):
-            hit.metadata.update(record)
+            hit.metadata.update(mark_inexact(record))
         if response.ByteSize() > MAX_MESSAGE_BYTES:
             raise RequestError(
                 f"the answer has {response.ByteSize()} bytes, a message may have {MAX_MESSAGE_BYTES}: "
@@ -204,6 +220,8 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             raise RequestError(f"expected top_k of at most {limits.max_top_k}, got {request.top_k}")
         if len(request.excluded_ids) > MAX_EXCLUDED_IDS:
             raise RequestError(f"expected at most {MAX_EXCLUDED_IDS} excluded ids, got {len(request.excluded_ids)}")
+        if request.HasField("filter"):
+            gallery.check_filter(request.filter)
         size_bytes = len(request.modifier.encode("utf-8"))
         if size_bytes > MAX_MODIFIER_BYTES:
             raise ModifierError(

@@ -1,0 +1,82 @@
+"""The rows that a filter selects, kept for the last few filters of a snapshot."""
+
+import sqlite3
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+from asymcir_common import BundleError
+from asymcir_protos.v1 import retrieval_pb2
+from numpy.typing import NDArray
+
+from asymcir_server.gallery.filters.columns import Columns, read_columns
+from asymcir_server.gallery.filters.translation import translate
+
+MAX_CACHED_FILTERS = 64
+MAX_CACHED_BYTES = 64 * 1024 * 1024
+"""Of rows, 8 bytes each, for each open snapshot."""
+
+_FETCH = 10_000
+
+
+class Selections:
+    """Answers which rows of a published snapshot satisfy a filter. Safe to share between threads.
+
+    It has a connection of its own, so that a filter that reads the whole table holds up no search without one.
+
+    Attributes:
+        columns: what can be filtered by.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the table read-only.
+
+        Raises:
+            BundleError: it cannot be read.
+        """
+        self._database_lock, self._cache_lock = threading.Lock(), threading.Lock()
+        self._cache: OrderedDict[bytes, NDArray[np.int64]] = OrderedDict()
+        self._cached_bytes = 0
+        try:
+            self._connection = sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
+            )
+            self.columns: Columns = read_columns(self._connection)
+        except sqlite3.Error as exc:
+            raise BundleError(f"cannot read {path}: {exc}; build the gallery again") from exc
+
+    def select(self, message: retrieval_pb2.Filter) -> NDArray[np.int64]:
+        """Return the rows that satisfy a filter: [n], sorted, not to be written to.
+
+        Raises:
+            RequestError: see `translate`.
+        """
+        key = message.SerializeToString(deterministic=True)
+        with self._cache_lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        condition, parameters = translate(message, self.columns)
+        rows = self._read(condition, parameters)
+        rows.flags.writeable = False
+        with self._cache_lock:
+            if key not in self._cache and rows.nbytes <= MAX_CACHED_BYTES:
+                self._cache[key] = rows
+                self._cached_bytes += rows.nbytes
+            while len(self._cache) > MAX_CACHED_FILTERS or self._cached_bytes > MAX_CACHED_BYTES:
+                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return rows
+
+    def close(self) -> None:
+        """Close the table."""
+        with self._database_lock:
+            self._connection.close()
+
+    def _read(self, condition: str, parameters: list[object]) -> NDArray[np.int64]:
+        with self._database_lock:
+            cursor = self._connection.execute(f"SELECT row FROM fields WHERE {condition}", parameters)
+            parts = [np.empty(0, np.int64)]
+            while found := cursor.fetchmany(_FETCH):
+                parts.append(np.array(found, dtype=np.int64)[:, 0])
+        return np.sort(np.concatenate(parts))
