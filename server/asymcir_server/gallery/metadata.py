@@ -34,6 +34,7 @@ class MetadataWriter:
             "CREATE TABLE items (row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, item TEXT, digest BLOB, "
             "metadata TEXT NOT NULL)"
         )
+        self._connection.execute("BEGIN")  # one transaction: a commit for each row costs more than the row
         self._keys = KeyCounter()
 
     def add(
@@ -70,6 +71,7 @@ class MetadataWriter:
         Returns:
             Different items, a picture without one counted as an item by itself; 0 where no picture names an item.
         """
+        self._connection.execute("COMMIT")
         write_fields(self._connection, self._keys)
         self._connection.execute("CREATE INDEX items_item ON items (item) WHERE item IS NOT NULL")
         count = "SELECT COUNT(DISTINCT item), COUNT(*) - COUNT(item) FROM items"
@@ -96,6 +98,8 @@ class MetadataWriter:
 
     def close(self) -> None:
         """Write everything out."""
+        if self._connection.in_transaction:
+            self._connection.execute("COMMIT")
         self._connection.close()
 
 

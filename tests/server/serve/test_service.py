@@ -1,5 +1,6 @@
 """Describe and Search over real gRPC on the loopback, and what each bad request is answered."""
 
+import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from asymcir_common import FilterTextError
 from asymcir_common.errors import RETRY_AFTER_KEY
+from asymcir_edge import RequestRefusedError, RetrievalClient, SearchResult
 from asymcir_protos import pack_tokens
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
 from asymcir_server import Gallery, RetrievalServer, ServerBundle, ServerConfig, ServiceLimits, build_gallery
@@ -100,6 +103,46 @@ def test_top_k_exclusion_and_metadata(
     assert len(rest.hits) == 39
     assert [hit.id for hit in rest.hits][:9] == [hit.id for hit in ten.hits][1:]
     assert MessageToDict(rest.hits[0].metadata)["tags"] == ["x", None]
+    gallery.close()
+
+
+def test_filters_items_and_whole_numbers(
+    tmp_path: Path, bundle: ServerBundle, model: TinyModel, tokens: NDArray[np.float32], pictures: Path
+) -> None:
+    lines = [
+        {"path": str(path), "id": path.stem, "n": i, "big": 9007199254740993 + i, "item": f"item {i // 4}"}
+        for i, path in enumerate(sorted(pictures.rglob("*.png")))
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    build_gallery(tmp_path / "list.jsonl", bundle, tmp_path / "g")
+    gallery = Gallery.open(tmp_path / "g", bundle.target_spaces)
+    with RetrievalServer(bundle, {"g": gallery}) as running, RetrievalClient(running.address) as client:
+
+        def search(**options: Any) -> SearchResult:
+            return client.search(tokens, model.word_space, top_k=40, with_metadata=True, **options)
+
+        described = client.describe()
+        (only,) = described.galleries
+        assert only.has_items
+        assert dict(only.columns) == {"big": "integer", "item": "text", "n": "integer"}
+        assert (described.limits.max_filter_conditions, described.limits.max_filter_depth) == (64, 16)
+        everything = search(every_picture=True)
+        assert len(everything.hits) == 40
+        first = {hit.item: hit.id for hit in reversed(everything.hits)}
+        assert [hit.id for hit in search().hits] == [hit.id for hit in everything.hits if first[hit.item] == hit.id]
+        some = search(where="n < 10 and big != 9007199254740994 or item in ('item 9')", every_picture=True)
+        expected = [hit for hit in everything.hits if hit.metadata["n"] in (0, *range(2, 10), 36, 37, 38, 39)]
+        assert [hit.id for hit in some.hits] == [hit.id for hit in expected]
+        for hit in some.hits:  # as it was in the list: an int, and beyond 2^53 a text of its digits
+            assert json.dumps(hit.metadata["n"]) == str(int(hit.metadata["n"]))
+            assert hit.metadata["big"] == str(9007199254740993 + hit.metadata["n"])
+        for where, message in (("m = 1", "cannot filter by 'm'"), ("n = 'x'", "expected a number for 'n'")):
+            with pytest.raises(RequestRefusedError, match=message):
+                search(where=where)
+        with pytest.raises(RequestRefusedError, match="at most 16 filters inside each other"):
+            search(where="not " * 20 + "n = 1")
+        with pytest.raises(FilterTextError, match="column 4"):
+            search(where="n <")
     gallery.close()
 
 

@@ -80,7 +80,7 @@ class Columns:
         names = [repr(name) for name in list(self.by_key)[:_SHOWN_KEYS]]
         more = len(self.by_key) - len(names)
         return (
-            f"no picture has {key!r}{f', did you mean {near[0]!r}' if near else ''}: the keys are {', '.join(names)}"
+            f"no picture has {key!r}{f', did you mean {near[0]!r}?' if near else '.'} The keys are {', '.join(names)}"
             + (f" and {more} more" if more else "")
         )
 
