@@ -15,6 +15,7 @@ import pytest
 import tiny_device_bundle as tiny
 from asymcir_protos import unpack_tokens
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
+from google.protobuf.json_format import MessageToJson
 from PIL import Image
 
 
@@ -135,6 +136,8 @@ class EchoServicer(retrieval_pb2_grpc.RetrievalServicer):
         hit = response.hits.add(id="first", score=float(unpack_tokens(request.tokens)[0, 0]))
         hit.metadata.update({"name": f"[{request.modifier}]\x1b[31m"})
         response.hits.add(id=",".join(request.excluded_ids), score=request.top_k)
+        if request.HasField("filter"):
+            hit.item = f"mug {request.every_picture} {MessageToJson(request.filter, indent=None)}"
         return response
 
     def Describe(self, request: Any, context: grpc.ServicerContext) -> Any:
@@ -163,6 +166,20 @@ def test_query(bundle: Path, pictures: dict[str, Path], server: str) -> None:
     record = json.loads(run(*query, "--json", "--encoding", "int8", "--gallery", "other").stdout)
     assert record["gallery"] == "other" and len(record["hits"]) == 2
     assert record["timing"]["round_trip_ms"] > 0 and record["device"]["encode_ms"] > 0
+
+
+def test_query_with_a_filter(bundle: Path, pictures: dict[str, Path], server: str) -> None:
+    query = ["query", "--image", pictures["good"], "--server", server, "--device-bundle", bundle]
+    first = run(*query, "--where", "not exists sold", "--every-picture").stdout.splitlines()[1]
+    assert 'mug True {"negated": {"existence": {"key": "sold"}}}' in first
+    record = json.loads(run(*query, "--json", "--where", "not exists sold").stdout)
+    assert record["hits"][0]["item"].startswith("mug False")
+    result = run(*query, "--where", "price < 20 and colour on ('red')", check=False)
+    assert result.returncode == 1
+    error, text, caret = result.stderr.splitlines()
+    assert error.startswith("asymcir: error: the filter at column 23: expected one of = != < <= > >= in prefix, found")
+    assert text == "  price < 20 and colour on ('red')"
+    assert caret == "                        ^"
 
 
 def test_query_by_tokens(bundle: Path, pictures: dict[str, Path], server: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ MAX_CACHED_FILTERS = 64
 MAX_CACHED_BYTES = 64 * 1024 * 1024
 """Of rows, 8 bytes each, for each open snapshot."""
 
-_FETCH = 10_000
+_TEXT_ROWS = 10_000_000  # of one text; SQLite's longest has 10^9 bytes
 
 
 class Selections:
@@ -43,6 +43,8 @@ class Selections:
                 f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
             )
             self.columns: Columns = read_columns(self._connection)
+            last = "SELECT MAX(row) FROM fields" if self.columns.built else "SELECT NULL"
+            self._size = int((self._connection.execute(last).fetchone()[0] or 0) + 1)
         except sqlite3.Error as exc:
             raise BundleError(f"cannot read {path}: {exc}; build the gallery again") from exc
 
@@ -74,9 +76,13 @@ class Selections:
             self._connection.close()
 
     def _read(self, condition: str, parameters: list[object]) -> NDArray[np.int64]:
+        # As one text: SQLite joins the rows four times as fast as Python fetches them. The unary plus leaves the choice of
+        # an index to the filter.
+        statement = f"SELECT group_concat(row) FROM fields WHERE {condition} AND +row >= ? AND +row < ?"
+        parts = [np.empty(0, np.int64)]
         with self._database_lock:
-            cursor = self._connection.execute(f"SELECT row FROM fields WHERE {condition}", parameters)
-            parts = [np.empty(0, np.int64)]
-            while found := cursor.fetchmany(_FETCH):
-                parts.append(np.array(found, dtype=np.int64)[:, 0])
+            for start in range(0, self._size, _TEXT_ROWS):
+                (text,) = self._connection.execute(statement, [*parameters, start, start + _TEXT_ROWS]).fetchone()
+                if text is not None:
+                    parts.append(np.fromstring(str(text), dtype=np.int64, sep=","))
         return np.sort(np.concatenate(parts))

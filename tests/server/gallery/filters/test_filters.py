@@ -252,6 +252,13 @@ def test_a_snapshot_of_before_has_no_columns(tmp_path: Path) -> None:
     reader.close()
 
 
+def test_rows_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = write(tmp_path / "m.sqlite", [{"n": n} for n in range(10)])
+    monkeypatch.setattr(selection, "_TEXT_ROWS", 3)
+    assert found.select(parse_filter("n != 5 or n = 77")).tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    found.close()
+
+
 def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = write(tmp_path / "m.sqlite", [{"n": n} for n in range(10)])
     monkeypatch.setattr(selection, "MAX_CACHED_BYTES", 3 * 80)
