@@ -76,7 +76,7 @@ class Selections:
             self._connection.close()
 
     def _read(self, condition: str, parameters: list[object]) -> NDArray[np.int64]:
-        # As one text: SQLite joins the rows four times as fast as Python fetches them. The unary plus leaves the choice of
+        # As one text: SQLite joins rows four times as fast as Python fetches them. The unary plus leaves the choice of
         # an index to the filter.
         statement = f"SELECT group_concat(row) FROM fields WHERE {condition} AND +row >= ? AND +row < ?"
         parts = [np.empty(0, np.int64)]
