@@ -89,6 +89,7 @@ bench-training: $(DEV)/ready  ## Time distillation with and without the teacher 
 	$(DEV)/bin/python -m asymcir_benchmarks.pages.fill
 
 bench-gallery: $(DEV)/ready  ## Build and time every kind of index at 100,000 vectors, beside usearch and hnswlib (ten minutes)
+	$(DEV)/bin/pip install --quiet --editable '.[benchmarks]'
 	$(DEV)/bin/python -m asymcir_benchmarks.retrieval.indexes --work benchmarks/gallery/work --out benchmarks/results/gallery.json
 	$(DEV)/bin/python -m asymcir_benchmarks.pages.fill
 
