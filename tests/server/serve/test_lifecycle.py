@@ -156,7 +156,7 @@ def test_the_command_builds_looks_and_refuses(
         "gallery", "build", pictures, "--server-bundle", bundle_folder, "--gallery", out, "--target", "sum"
     )
     assert (built.returncode, built.stderr) == (0, "")
-    assert "40 pictures as sum, 0 quarantined, recall@10 1.000" in built.stdout
+    assert "40 pictures as sum, 0 quarantined, index exact, recall@10 1.000" in built.stdout
     info = run_asymcir("gallery", "info", "--gallery", out)
     assert info.returncode == 0
     assert dict(line.split() for line in info.stdout.splitlines())["target"] == "sum"
