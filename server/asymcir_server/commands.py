@@ -24,14 +24,16 @@ from asymcir_common.arguments import (
     whole_number,
 )
 
+from asymcir_server.history_commands import register_history
+
 DEFAULT_PORT = 50051
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 
 
 def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
-    """Add `asymcir gallery build` and `asymcir gallery info`."""
-    gallery = subparsers.add_parser("gallery", help="build a gallery from pictures, or check one and say what it holds")
+    """Add `asymcir gallery` and its actions."""
+    gallery = subparsers.add_parser("gallery", help="build a gallery from pictures, check it, keep its snapshots")
     actions = gallery.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     build = actions.add_parser(
@@ -94,6 +96,7 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     info = actions.add_parser("info", help="check a gallery and say what it holds")
     add_gallery_folder(info)
     info.set_defaults(run=run_gallery_info)
+    register_history(actions)
 
 
 def _add_index_options(build: argparse.ArgumentParser) -> None:

@@ -51,6 +51,12 @@ def current_snapshot(gallery: Path) -> Path:
     return gallery / SNAPSHOTS_NAME / version
 
 
+def snapshot_folders(gallery: Path) -> list[Path]:
+    """List the folders of the finished snapshots, oldest first."""
+    found = [path for path in (gallery / SNAPSHOTS_NAME).iterdir() if _NUMBER.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name))
+
+
 def is_gallery(folder: Path) -> bool:
     """Say whether a folder is a gallery, finished or just begun."""
     return any((folder / name).exists() for name in (CURRENT_NAME, LOCK_NAME, BUILDING_NAME))
@@ -101,7 +107,7 @@ def new_snapshot(gallery: Path) -> Iterator[tuple[Path, str]]:
     Yields:
         The hidden folder, and the version it will have.
     """
-    taken = [int(path.name) for path in (gallery / SNAPSHOTS_NAME).iterdir() if _NUMBER.fullmatch(path.name)]
+    taken = [int(path.name) for path in snapshot_folders(gallery)]
     version = f"{max(taken, default=0) + 1:06d}"
     folder = gallery / SNAPSHOTS_NAME / f"{_BUILDING_PREFIX}{version}"
     folder.mkdir()
