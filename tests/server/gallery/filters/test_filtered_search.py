@@ -10,6 +10,7 @@ import pytest
 from asymcir_common.manifest import GALLERY, write_manifest
 from asymcir_protos import parse_filter
 from asymcir_server import BuildConfig, Gallery, ServerBundle, build_gallery
+from asymcir_server.gallery.indexes import INDEX_NAME, IndexConfig, build_index
 from asymcir_server.gallery.metadata import MetadataWriter
 from asymcir_server.gallery.vectors_file import VectorWriter
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ def unit_rows(count: int, seed: int) -> NDArray[np.float32]:
 def open_gallery(tmp_path: Path) -> Writer:
     """Write a snapshot of random vectors with given metadata and items, and open it."""
 
-    def write(metadata: list[dict[str, Any]], items: list[str | None] | None = None) -> Any:
+    def write(metadata: list[dict[str, Any]], items: list[str | None] | None = None, kind: str = "exact") -> Any:
         vectors = unit_rows(len(metadata), 1)
         writer = VectorWriter(tmp_path / "vectors.npy", WIDTH)
         writer.append(vectors)
@@ -38,7 +39,8 @@ def open_gallery(tmp_path: Path) -> Writer:
             table.add(row, f"p{row}", record, item=None if items is None else items[row])
         properties = {
             "version": "000001", "target": "union", "target_space": "s", "size": len(metadata), "items": table.finish(),
-            "embedding_width": WIDTH, "index_kind": "flat-ip", "index_recall_at_10": 1.0,
+            "embedding_width": WIDTH,
+            **build_index(tmp_path / "vectors.npy", tmp_path / INDEX_NAME, IndexConfig(kind=kind)),
         }  # fmt: skip
         table.close()
         write_manifest(tmp_path, format=GALLERY, properties=properties)
@@ -65,6 +67,31 @@ def test_every_selectivity_equals_brute_force_with_a_mask(open_gallery: Writer) 
         rest = [row for row in allowed if f"p{row}" not in excluded]
         found = gallery.search(query, 10, excluded, where=where)
         assert found.ids == [expect(vectors, one, rest, 10) for one in query]
+    gallery.close()
+
+
+@pytest.mark.parametrize("kind", ["sq8", "hnsw", "ivf-sq8", "ivf-rabitq"])
+def test_kinds_of_codes_answer_what_a_filter_allows_with_their_recall(open_gallery: Writer, kind: str) -> None:
+    items = [f"item{n // 2}" for n in range(SIZE)]
+    gallery, vectors = open_gallery([{"n": n} for n in range(SIZE)], items, kind)
+    assert gallery.index_kind == kind
+    query = unit_rows(40, 2)
+    for count in (40, SIZE // 10, SIZE // 2, SIZE):
+        allowed = list(range(SIZE - count, SIZE))
+        for every_picture in (True, False):
+            found = gallery.search(query, 10, where=parse_filter(f"n >= {SIZE - count}"), every_picture=every_picture)
+            hits = 0
+            for one, ids in zip(query, found.ids, strict=True):
+                assert len(set(ids)) == 10 and all(int(identity[1:]) >= SIZE - count for identity in ids)
+                shown = {items[int(identity[1:])] for identity in ids}
+                assert every_picture or len(shown) == 10
+                best = (
+                    expect(vectors, one, allowed, 10)
+                    if every_picture
+                    else expect_items(vectors, one, items, allowed, 10)
+                )
+                hits += len(set(ids) & set(best))
+            assert hits / 400 >= 0.9, (count, every_picture)
     gallery.close()
 
 
