@@ -66,8 +66,9 @@ def _measure(name: str, folder: Path, recall: float) -> dict[str, float]:
     count = len(np.load(folder / "vectors.npy", mmap_mode="r"))
     path = folder / name / INDEX_NAME
     figures = {"bytes per vector on disk beside the vectors": path.stat().st_size / count if path.is_file() else 0.0}
-    if name in PEERS:
-        _make_usearch(4)  # the libraries are there before memory is counted
+    if name == USEARCH:  # the library is there before memory is counted
+        _make_usearch(4)
+    elif name == HNSWLIB:
         _make_hnswlib(4, 4)
     before, started_s = read_memory(), time.perf_counter()
     index: Any
