@@ -31,7 +31,10 @@ def complete(line: str, folder: Path) -> list[str]:
     ("line", "expected"),
     [
         ("asymcir e", ["encode", "eval", "export"]),
-        ("asymcir gallery ", ["--help", "--verbose", "-h", "-v", "build", "info"]),
+        (
+            "asymcir gallery ",
+            ["--help", "--verbose", "-h", "-v", "build", "gc", "info", "list", "rollback", "verify"],
+        ),
         ("asymcir gallery build x --server-b", ["--server-bundle"]),
         ("asymcir gallery build x --server-bundle S --target ", ["original", "sum", "union"]),
         ("asymcir serve --max", ["--max-in-flight", "--max-top-k"]),
