@@ -14,7 +14,7 @@ from asymcir_common import read_image
 from asymcir_common.places import PathReader
 from asymcir_edge import QueryEncoder
 from asymcir_protos import pack_tokens, unpack_tokens
-from asymcir_server import BuildConfig, Gallery, ServerBundle, TextEncoder, build_gallery
+from asymcir_server import BuildConfig, Gallery, ServerBundle, build_gallery
 from numpy.typing import NDArray
 
 from asymcir_benchmarks.emojicir.catalogue import Catalogue
@@ -123,7 +123,7 @@ def evaluate_tokens(assets: Path, split: str, encoder: QueryEncoder, server_bund
         for slug in sorted({triplet.reference for triplet in triplets} | set(own))
     }
     asked = [Triplet(reference="", modifier="", target=slug, family="picture") for slug in own]
-    towers, text_encoder = Towers(bundle, encoder), TextEncoder(bundle)
+    towers = Towers(bundle, encoder)
     with tempfile.TemporaryDirectory(prefix="asymcir-eval-") as folder:
         target = bundle.default_target
         build_gallery(dataset.gallery_list, bundle, Path(folder), config=BuildConfig(target=target))
@@ -133,7 +133,7 @@ def evaluate_tokens(assets: Path, split: str, encoder: QueryEncoder, server_bund
                 composed=ablate_tokens(triplets, tokens, towers, gallery, dataset.catalogue),
                 identity=ablate_tokens(asked, tokens, towers, gallery, dataset.catalogue) if own else None,
                 costs=measure_lengths(
-                    tokens[triplets[0].reference], [triplet.modifier for triplet in triplets], text_encoder
+                    tokens[triplets[0].reference], [triplet.modifier for triplet in triplets], towers.text_encoder
                 ),
             )
 

@@ -35,7 +35,11 @@ class EncodedPictures:
 
 
 class Towers:
-    """Device encoder, text tower and visual tower."""
+    """Device encoder, text tower and visual tower.
+
+    Attributes:
+        text_encoder: the text tower of the server bundle.
+    """
 
     def __init__(self, bundle: ServerBundle, encoder: QueryEncoder) -> None:
         """Open the towers of the server bundle.
@@ -44,7 +48,7 @@ class Towers:
             BundleError: one cannot be opened.
         """
         self._device = encoder
-        self._text = TextEncoder(bundle)
+        self.text_encoder = TextEncoder(bundle)
         self._visual = VisualEncoder(bundle)
 
     def encode_pictures(self, paths: Mapping[str, Path], what: str = "pictures") -> EncodedPictures:
@@ -74,17 +78,17 @@ class Towers:
 
     def compose(self, pictures: EncodedPictures, slugs: Sequence[str], modifiers: Sequence[str]) -> NDArray[np.float32]:
         """Encode "a photo of <picture> that <modifier>": [q, E], L2-normalised."""
-        return self._text.encode_queries([pictures.tokens[slug] for slug in slugs], modifiers)
+        return self.text_encoder.encode_queries([pictures.tokens[slug] for slug in slugs], modifiers)
 
     def encode_tokens(self, pictures: EncodedPictures, slugs: Sequence[str]) -> NDArray[np.float32]:
         """Encode "a photo of <picture>", each picture once: [q, E], L2-normalised."""
         once = list(dict.fromkeys(slugs))
-        return _spread(once, self._text.encode_queries([pictures.tokens[slug] for slug in once]), slugs)
+        return _spread(once, self.text_encoder.encode_queries([pictures.tokens[slug] for slug in once]), slugs)
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Encode plain texts, each once: [q, E], L2-normalised."""
         once = list(dict.fromkeys(texts))
-        return _spread(once, normalise(self._text.encode_text(once)), texts)
+        return _spread(once, normalise(self.text_encoder.encode_text(once)), texts)
 
 
 def look_up(pictures: EncodedPictures, slugs: Sequence[str]) -> NDArray[np.float32]:

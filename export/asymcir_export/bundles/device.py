@@ -108,7 +108,8 @@ def export_device_bundle(
         write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources)
         _LOG.info("comparing with the original on %d pictures", len(compared))
         parity = check_device_parity(folder, encoder, compared, storage=storage)
-        golden = choose_pictures(find_pictures(pictures), side=2 * size).values()
+        files = find_pictures(pictures)
+        golden = choose_pictures(files, side=2 * size).values()
         shown = [preprocess(decode_image(data), encoder.preprocessing) for data in golden]
         exported = QueryEncoder(DeviceBundle.load(folder))
         properties["token_diversity"], section = describe_tokens(exported, list(compared.values()), shown)
@@ -127,7 +128,7 @@ def export_device_bundle(
             properties |= describe_variants(folder, source, variants, storage=storage, title=title, sections=[section])
             _check_recall(properties["variants"]["fp32"])
             write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources)
-        properties["golden"] = write_golden(folder, encoder, find_pictures(pictures))
+        properties["golden"] = write_golden(folder, encoder, files)
         return write_manifest(folder, format=DEVICE_BUNDLE, properties=properties, sources=sources, parity=parity)
 
 

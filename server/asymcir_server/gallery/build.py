@@ -30,7 +30,7 @@ from asymcir_server.encode.visual import VisualEncoder
 from asymcir_server.errors import GalleryBuildError
 from asymcir_server.gallery.filters import DEFAULT_ITEM_COLUMN, explain_item, read_item
 from asymcir_server.gallery.indexes import INDEX_NAME, IndexConfig, build_index
-from asymcir_server.gallery.metadata import MetadataWriter
+from asymcir_server.gallery.metadata import METADATA_NAME, MetadataWriter
 from asymcir_server.gallery.snapshots import current_snapshot, lock_gallery, new_snapshot, publish
 from asymcir_server.gallery.sources.completion import complete
 from asymcir_server.gallery.sources.decode import decode_batches
@@ -40,10 +40,7 @@ from asymcir_server.gallery.sources.entries import Source, open_source
 from asymcir_server.gallery.sources.near_duplicates import HASHES_NAME
 from asymcir_server.gallery.sources.reporting import QUARANTINE_NAME, BuildReport, ReasonCounts, write_rejected
 from asymcir_server.gallery.sources.thumbnails import MAX_THUMBNAIL_SIDE, THUMBNAILS_NAME, ThumbnailWriter
-from asymcir_server.gallery.vectors_file import VectorWriter
-
-VECTORS_NAME = "vectors.npy"
-METADATA_NAME = "metadata.sqlite"
+from asymcir_server.gallery.vectors_file import VECTORS_NAME, VectorWriter
 
 _log = logging.getLogger(__name__)
 

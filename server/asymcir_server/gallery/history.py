@@ -84,13 +84,14 @@ def rollback(gallery: Path, version: str | None = None) -> str:
         BundleError: no gallery, no such snapshot, none before the current one, or a damaged one.
         GalleryBuildError: a build is running.
     """
-    current = current_snapshot(gallery).name
-    if version is None:
-        earlier = [folder.name for folder in snapshot_folders(gallery) if int(folder.name) < int(current)]
-        if not earlier:
-            raise BundleError(f"{gallery} has no snapshot before {current}: name another (--version)")
-        version = earlier[-1]
+    current_snapshot(gallery)  # the lock would make a gallery where there is none
     with lock_gallery(gallery):
+        current = current_snapshot(gallery).name
+        if version is None:
+            earlier = [folder.name for folder in snapshot_folders(gallery) if int(folder.name) < int(current)]
+            if not earlier:
+                raise BundleError(f"{gallery} has no snapshot before {current}: name another (--version)")
+            version = earlier[-1]
         (checked,) = verify_snapshots(gallery, version)
         write_atomically(gallery / CURRENT_NAME, f"{checked}\n")
     return checked
@@ -114,8 +115,9 @@ def remove_old_snapshots(gallery: Path, *, keep: int = 2) -> list[str]:
     """
     if keep < 1:
         raise GalleryBuildError(f"expected to keep 1 or more snapshots, got {keep}")
-    current = current_snapshot(gallery).name
+    current_snapshot(gallery)  # the lock would make a gallery where there is none
     with lock_gallery(gallery):
+        current = current_snapshot(gallery).name  # no build or rollback changes it from here on
         removed = [folder for folder in snapshot_folders(gallery)[:-keep] if folder.name != current]
         for folder in removed:
             try:

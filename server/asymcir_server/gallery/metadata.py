@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from asymcir_common import BundleError
 from numpy.typing import NDArray
 
 from asymcir_server.gallery.filters import KeyCounter, write_fields
+from asymcir_server.gallery.tables import opening_table
+
+METADATA_NAME = "metadata.sqlite"
 
 _CHUNK = 500  # bound variables per statement; old SQLite builds allow 999
 
@@ -113,15 +115,10 @@ class MetadataReader:
             BundleError: it cannot be read.
         """
         self._lock = threading.Lock()
-        try:
-            self._connection = sqlite3.connect(
-                f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
-            )
+        with opening_table(path) as self._connection:
             self.size = int(self._connection.execute("SELECT COUNT(*) FROM items").fetchone()[0])
             held = {name for _, name, *_ in self._connection.execute("PRAGMA table_info(items)")}
-        except sqlite3.Error as exc:
-            raise BundleError(f"cannot read {path}: {exc}; build the gallery again") from exc
-        self._has_items = "item" in held  # snapshots of before have no such column
+        self._has_items, self._has_digests = "item" in held, "digest" in held  # snapshots of before have neither
 
     def ids(self, rows: Sequence[int]) -> dict[int, str]:
         """Map rows to ids."""
@@ -133,11 +130,10 @@ class MetadataReader:
 
     def digest(self, identity: str) -> bytes | None:
         """Return the digest of a picture's file; None for an unknown id, and in snapshots that hold no digests."""
+        if not self._has_digests:
+            return None
         with self._lock:
-            try:
-                found = self._connection.execute("SELECT digest FROM items WHERE id = ?", (identity,)).fetchone()
-            except sqlite3.OperationalError:  # a snapshot of before has no such column
-                return None
+            found = self._connection.execute("SELECT digest FROM items WHERE id = ?", (identity,)).fetchone()
         return None if found is None else found[0]
 
     def items(self, rows: Sequence[int]) -> dict[int, str]:

@@ -12,12 +12,12 @@ from asymcir_protos.v1 import retrieval_pb2
 from numpy.typing import NDArray
 
 from asymcir_server.errors import RequestError, SpaceMismatchError
-from asymcir_server.gallery.build import METADATA_NAME, VECTORS_NAME
 from asymcir_server.gallery.filters import Selections, search_items, translate
 from asymcir_server.gallery.indexes import open_index
-from asymcir_server.gallery.metadata import MetadataReader
+from asymcir_server.gallery.metadata import METADATA_NAME, MetadataReader
 from asymcir_server.gallery.snapshots import current_snapshot
 from asymcir_server.gallery.sources.thumbnails import THUMBNAILS_NAME, ThumbnailReader
+from asymcir_server.gallery.vectors_file import VECTORS_NAME
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

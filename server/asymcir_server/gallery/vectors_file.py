@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+VECTORS_NAME = "vectors.npy"
 _HEADER_BYTES = 128
 
 

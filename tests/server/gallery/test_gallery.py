@@ -19,7 +19,7 @@ from asymcir_common import BundleError, decode_image, preprocess
 from asymcir_server import BuildConfig, Gallery, ServerBundle, build_gallery
 from asymcir_server.errors import GalleryBuildError, RequestError, SpaceMismatchError
 from asymcir_server.gallery.indexes.exact import ReadOnlyIndex
-from asymcir_server.gallery.indexes.recall import measure_recall
+from asymcir_server.gallery.indexes.recall import make_check
 from asymcir_server.gallery.progress import ProgressLine
 from numpy.typing import NDArray
 from PIL import Image
@@ -346,8 +346,14 @@ def test_recall_is_measured(tmp_path: Path) -> None:
     vectors[100:120] = vectors[0]  # equal pictures
     np.save(tmp_path / "right.npy", vectors)
     np.save(tmp_path / "wrong.npy", np.roll(vectors, 1, axis=0))
-    assert measure_recall(ReadOnlyIndex(tmp_path / "right.npy"), vectors) == 1.0
-    assert measure_recall(ReadOnlyIndex(tmp_path / "wrong.npy"), vectors) < 0.5
+    check = make_check(vectors)
+
+    def recall_of(name: str) -> float:
+        rows = ReadOnlyIndex(tmp_path / name).search(check.queries, check.depth)[1]
+        return check.measure(rows, vectors)[0]
+
+    assert recall_of("right.npy") == 1.0
+    assert recall_of("wrong.npy") < 0.5
 
 
 def test_search_without_a_copy_answers_as_a_flat_index_of_faiss(tmp_path: Path) -> None:

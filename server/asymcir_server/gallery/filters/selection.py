@@ -1,17 +1,16 @@
 """The rows that a filter selects, kept for the last few filters of a snapshot."""
 
-import sqlite3
 import threading
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-from asymcir_common import BundleError
 from asymcir_protos.v1 import retrieval_pb2
 from numpy.typing import NDArray
 
 from asymcir_server.gallery.filters.columns import Columns, read_columns
 from asymcir_server.gallery.filters.translation import translate
+from asymcir_server.gallery.tables import opening_table
 
 MAX_CACHED_FILTERS = 64
 MAX_CACHED_BYTES = 64 * 1024 * 1024
@@ -38,15 +37,10 @@ class Selections:
         self._database_lock, self._cache_lock = threading.Lock(), threading.Lock()
         self._cache: OrderedDict[bytes, NDArray[np.int64]] = OrderedDict()
         self._cached_bytes = 0
-        try:
-            self._connection = sqlite3.connect(
-                f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
-            )
+        with opening_table(path) as self._connection:
             self.columns: Columns = read_columns(self._connection)
             last = "SELECT MAX(row) FROM fields" if self.columns.built else "SELECT NULL"
             self._size = int((self._connection.execute(last).fetchone()[0] or 0) + 1)
-        except sqlite3.Error as exc:
-            raise BundleError(f"cannot read {path}: {exc}; build the gallery again") from exc
 
     def select(self, message: retrieval_pb2.Filter) -> NDArray[np.int64]:
         """Return the rows that satisfy a filter: [n], sorted, not to be written to.

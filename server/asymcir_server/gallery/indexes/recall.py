@@ -99,18 +99,6 @@ def make_check(vectors: NDArray[np.float32], queries: Path | None = None) -> Rec
     )
 
 
-def measure_recall(index: SearchIndex, vectors: NDArray[np.float32], queries: Path | None = None) -> float:
-    """Measure recall@10 of an index against brute force in NumPy.
-
-    Args:
-        index: over `vectors`.
-        vectors: [N, E].
-        queries: see `make_check`.
-    """
-    check = make_check(vectors, queries)
-    return check.measure(index.search(check.queries, check.depth)[1], vectors)[0]
-
-
 def _sample_queries(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     generator = np.random.default_rng(0)
     sample = np.sort(generator.choice(len(vectors), size=min(RECALL_SAMPLE, len(vectors)), replace=False))

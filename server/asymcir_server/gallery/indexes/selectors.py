@@ -18,7 +18,9 @@ def allowed_rows(
     """
     if selection is None:
         return None
-    rows = np.unique(np.asarray(selection, dtype=np.int64))
+    rows = np.asarray(selection, dtype=np.int64)
+    if not (rows[1:] > rows[:-1]).all():  # as a rule they are in order, and need not be sorted for every query
+        rows = np.unique(rows)
     if len(rows) and (rows[0] < 0 or rows[-1] >= size):  # FAISS would read past the vectors
         raise ValueError(f"expected rows from 0 to {size - 1} in the selection, got {rows[0]} to {rows[-1]}")
     return rows if excluded is None or not len(excluded) else np.setdiff1d(rows, excluded, assume_unique=False)

@@ -21,9 +21,12 @@ from asymcir_common.manifest import GALLERY
 from numpy.typing import NDArray
 
 from asymcir_server.encode.bundle import ServerBundle
+from asymcir_server.gallery.metadata import METADATA_NAME
 from asymcir_server.gallery.snapshots import BUILDING_NAME, current_snapshot
 from asymcir_server.gallery.sources.near_duplicates import HASHES_NAME
 from asymcir_server.gallery.sources.thumbnails import THUMBNAILS_NAME, ThumbnailReader
+from asymcir_server.gallery.tables import opening_table
+from asymcir_server.gallery.vectors_file import VECTORS_NAME
 
 ENCODED_NAME = "encoded.sqlite"
 
@@ -199,10 +202,9 @@ class _Snapshot:
         if manifest.properties.get("encoder") != wanted.encoder:
             raise BundleError("another encoder made it")
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(
-            f"{(folder / 'metadata.sqlite').resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
-        )
-        self._vectors: NDArray[np.float32] = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
+        with opening_table(folder / METADATA_NAME) as self._connection:
+            self._connection.execute("SELECT digest FROM items LIMIT 0")
+        self._vectors: NDArray[np.float32] = np.load(folder / VECTORS_NAME, mmap_mode="r", allow_pickle=False)
         self._hashes: NDArray[np.uint64] | None = None
         if wanted.picture_hash and HASHES_NAME in manifest.files:
             self._hashes = np.load(folder / HASHES_NAME, mmap_mode="r", allow_pickle=False)

@@ -11,9 +11,10 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from asymcir_common import BundleError
 from numpy.typing import NDArray
 from PIL import Image
+
+from asymcir_server.gallery.tables import opening_table
 
 THUMBNAILS_NAME = "thumbnails.sqlite"
 MAX_THUMBNAIL_SIDE = 2048
@@ -82,13 +83,8 @@ class ThumbnailReader:
             BundleError: it cannot be read.
         """
         self._lock = threading.Lock()
-        try:
-            self._connection = sqlite3.connect(
-                f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
-            )
+        with opening_table(path) as self._connection:
             self._connection.execute("SELECT image FROM thumbnails LIMIT 0")
-        except sqlite3.Error as exc:
-            raise BundleError(f"cannot read {path}: {exc}; build the gallery again") from exc
 
     def read(self, digest: bytes) -> bytes | None:
         """Return the thumbnail of a picture's file, None where there is none."""
