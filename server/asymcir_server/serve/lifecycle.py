@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from asymcir_server.encode.bundle import ServerBundle
 from asymcir_server.errors import ListenError
-from asymcir_server.gallery import Gallery
+from asymcir_server.gallery import Gallery, GalleryHolder
 from asymcir_server.serve.service import MAX_MESSAGE_BYTES, RetrievalService, ServiceLimits
 
 SERVICE_NAME: str = retrieval_pb2.DESCRIPTOR.services_by_name["Retrieval"].full_name
@@ -69,7 +69,10 @@ class RetrievalServer:
     """
 
     def __init__(
-        self, bundle: ServerBundle, galleries: Mapping[str, Gallery], config: ServerConfig | None = None
+        self,
+        bundle: ServerBundle,
+        galleries: Mapping[str, Gallery | GalleryHolder],
+        config: ServerConfig | None = None,
     ) -> None:
         """Prepare; nothing listens yet.
 
@@ -169,12 +172,12 @@ def serve(
         stop.set()
 
     previous = {number: signal.signal(number, request_stop) for number in _HANDLED_SIGNALS}
-    galleries: dict[str, Gallery] = {}
+    galleries: dict[str, GalleryHolder] = {}
     try:
         _probe(config.host, config.port)  # before a large bundle is hashed for nothing
         bundle = ServerBundle.load(bundle_folder, threads=threads)
         for name, folder in gallery_folders.items():
-            galleries[name] = Gallery.open(folder, bundle.target_spaces)
+            galleries[name] = GalleryHolder(Gallery.open(folder, bundle.target_spaces))
         server = RetrievalServer(bundle, galleries, config)
         try:
             server.start()

@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from asymcir_server.encode.bundle import ServerBundle
 from asymcir_server.encode.composition import MAX_MODIFIER_BYTES
 from asymcir_server.encode.text_encoder import TextEncoder
 from asymcir_server.errors import GalleryNotFoundError, ListenError, ModifierError, RequestError, SpaceMismatchError
-from asymcir_server.gallery import Gallery
+from asymcir_server.gallery import Gallery, GalleryHolder
 from asymcir_server.gallery.filters import FILTER_LIMITS
 from asymcir_server.serve.admission import Admission
 from asymcir_server.serve.metadata_numbers import mark_inexact
@@ -62,12 +63,18 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
 
     Args:
         bundle: its word_space is the one that devices must speak.
-        galleries: name -> open gallery, at least one; the first answers where a request names none.
+        galleries: name -> open gallery, or what holds it, at least one; the first answers where a request names none.
         limits: defaults to `ServiceLimits()`.
+
+    Attributes:
+        holders: name -> what holds the gallery that answers now.
     """
 
     def __init__(
-        self, bundle: ServerBundle, galleries: Mapping[str, Gallery], limits: ServiceLimits | None = None
+        self,
+        bundle: ServerBundle,
+        galleries: Mapping[str, Gallery | GalleryHolder],
+        limits: ServiceLimits | None = None,
     ) -> None:
         """Open the text tower.
 
@@ -78,7 +85,12 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
         """
         if not galleries:
             raise ListenError("expected at least one gallery to serve: pass --gallery")
-        for name, gallery in galleries.items():
+        self.holders = {
+            name: held if isinstance(held, GalleryHolder) else GalleryHolder(held, owned=False)
+            for name, held in galleries.items()
+        }
+        for name, holder in self.holders.items():
+            gallery = holder.current
             if gallery.target_space not in bundle.target_spaces.values():
                 raise SpaceMismatchError(
                     f"the gallery {name} is of the target space {gallery.target_space}, the server bundle makes "
@@ -87,20 +99,25 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
         self.limits = limits or ServiceLimits()
         self.admission = Admission(concurrency=self.limits.concurrency, max_in_flight=self.limits.max_in_flight)
         self._bundle = bundle
-        self._galleries = dict(galleries)
         self._text_encoder = TextEncoder(bundle)
         self._version = importlib.metadata.version("asymcir")
 
     def warm_up(self) -> None:
         """Run the text tower and every gallery once, so that the first caller does not pay for it."""
         features = self._text_encoder.encode_prompts([self._text_encoder.composer.compose_null()])
-        for gallery in self._galleries.values():
-            gallery.search(features, 1)
+        for holder in self.holders.values():
+            with holder.lease() as gallery:
+                gallery.search(features, 1)
 
     def Describe(
         self, request: retrieval_pb2.DescribeRequest, context: grpc.ServicerContext
     ) -> retrieval_pb2.DescribeResponse:
         """Say what this server holds."""
+        with ExitStack() as stack:
+            galleries = {name: stack.enter_context(holder.lease()) for name, holder in self.holders.items()}
+            return self._describe(galleries)
+
+    def _describe(self, galleries: Mapping[str, Gallery]) -> retrieval_pb2.DescribeResponse:
         return retrieval_pb2.DescribeResponse(
             server_version=self._version,
             word_space=self._bundle.word_space,
@@ -131,7 +148,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
                         for column in gallery.columns.by_key.values()
                     ],
                 )
-                for name, gallery in self._galleries.items()
+                for name, gallery in galleries.items()
             ],
         )
 
@@ -157,7 +174,12 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             RequestError, TokensError, SpaceMismatchError, GalleryNotFoundError: the request's fault.
             UnavailableError, OverloadedError, DeadlineError: not now.
         """
-        name, gallery = self._find_gallery(request)
+        with self._lease_gallery(request.gallery) as (name, gallery):
+            return self._answer(request, name, gallery, timeout_s)
+
+    def _answer(
+        self, request: retrieval_pb2.SearchRequest, name: str, gallery: Gallery, timeout_s: float | None
+    ) -> retrieval_pb2.SearchResponse:
         self._check(request, gallery)
         with self.admission.admit(timeout_s) as queue_ms:
             tokens = unpack_tokens(request.tokens)  # [L, D]
@@ -194,11 +216,14 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             )
         return response
 
-    def _find_gallery(self, request: retrieval_pb2.SearchRequest) -> tuple[str, Gallery]:
-        name = request.gallery or next(iter(self._galleries))
-        if name not in self._galleries:
-            raise GalleryNotFoundError(f"no gallery named {name!r}: this server holds {', '.join(self._galleries)}")
-        return name, self._galleries[name]
+    @contextmanager
+    def _lease_gallery(self, name: str) -> Iterator[tuple[str, Gallery]]:
+        """Give the gallery of a request, the same one until the request ends, whatever replaces it meanwhile."""
+        name = name or next(iter(self.holders))
+        if name not in self.holders:
+            raise GalleryNotFoundError(f"no gallery named {name!r}: this server holds {', '.join(self.holders)}")
+        with self.holders[name].lease() as gallery:
+            yield name, gallery
 
     def _check(self, request: retrieval_pb2.SearchRequest, gallery: Gallery) -> None:
         """Refuse what cannot be answered, cheapest check first, before it waits in the queue."""

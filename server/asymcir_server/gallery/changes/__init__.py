@@ -1,0 +1,1 @@
+"""Changes to a gallery between two snapshots, and servers that follow them."""
