@@ -9,7 +9,8 @@ AsymcirError (asymcir_protos)
     ├── UnavailableError         the server is starting or draining; UNAVAILABLE
     ├── OverloadedError          too many requests in flight; RESOURCE_EXHAUSTED with a retry hint
     ├── DeadlineError            the caller's deadline passed while the request waited; DEADLINE_EXCEEDED
-    ├── GalleryBuildError        a gallery that cannot be built as asked
+    ├── GalleryBuildError        a gallery that cannot be built or changed as asked; FAILED_PRECONDITION
+    │   └── GalleryLockedError   another writer holds the gallery; ABORTED
     └── ListenError              an address that cannot be listened on
 
 Bundles and galleries that are missing or damaged raise `BundleError` of asymcir_protos.
@@ -60,6 +61,10 @@ class DeadlineError(ServerError):
 
 class GalleryBuildError(ServerError):
     """The gallery cannot be built as asked: its sources, its folder, or its space."""
+
+
+class GalleryLockedError(GalleryBuildError):
+    """Another writer holds the gallery."""
 
 
 class ListenError(ServerError):

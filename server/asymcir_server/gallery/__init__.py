@@ -1,6 +1,10 @@
 """Galleries: built from pictures as immutable snapshots, opened read-only, searched through an index."""
 
 from asymcir_server.gallery.build import BuildConfig, build_gallery
+from asymcir_server.gallery.changes.adding import AddConfig, AddReport, add_pictures
+from asymcir_server.gallery.changes.compaction import CompactReport, compact_gallery
+from asymcir_server.gallery.changes.editor import Editor, UpdateReport, edit_gallery
+from asymcir_server.gallery.changes.following import Follower
 from asymcir_server.gallery.changes.holder import GalleryHolder
 from asymcir_server.gallery.indexes import IndexConfig
 from asymcir_server.gallery.sources.entries import open_source
@@ -8,12 +12,21 @@ from asymcir_server.gallery.sources.reporting import BuildReport
 from asymcir_server.gallery.store import Gallery, SearchResult
 
 __all__ = [
+    "AddConfig",
+    "AddReport",
     "BuildConfig",
     "BuildReport",
+    "CompactReport",
+    "Editor",
+    "Follower",
     "Gallery",
     "GalleryHolder",
     "IndexConfig",
     "SearchResult",
+    "UpdateReport",
+    "add_pictures",
     "build_gallery",
+    "compact_gallery",
+    "edit_gallery",
     "open_source",
 ]

@@ -143,6 +143,7 @@ def build_gallery(
                     **index,
                     "encoder": wanted.encoder,
                     "thumbnail_side": wanted.thumbnail_side,
+                    "item_column": config.item_column,
                 },
                 sampled=True,
             )

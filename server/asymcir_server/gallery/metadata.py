@@ -20,6 +20,7 @@ from asymcir_server.gallery.tables import opening_table
 
 METADATA_NAME = "metadata.sqlite"
 
+_READ_ROWS = 10_000
 _CHUNK = 500  # bound variables per statement; old SQLite builds allow 999
 
 
@@ -148,6 +149,26 @@ class MetadataReader:
             return np.empty(0, np.int64)
         found = self._select("SELECT row, item FROM items WHERE item IN", items)
         return np.fromiter((row for row, _ in found), np.int64)
+
+    def count_alone(self) -> int:
+        """Count the rows that show no item."""
+        if not self._has_items:
+            return self.size
+        with self._lock:
+            return int(self._connection.execute("SELECT COUNT(*) FROM items WHERE item IS NULL").fetchone()[0])
+
+    def read_all(self) -> Iterator[tuple[int, str, str | None, bytes | None, str]]:
+        """Yield row, id, item, digest and metadata, as JSON, of every picture, in the order of the rows."""
+        item, digest = "item" if self._has_items else "NULL", "digest" if self._has_digests else "NULL"
+        statement = f"SELECT row, id, {item}, {digest}, metadata FROM items WHERE row >= ? ORDER BY row LIMIT ?"
+        start = 0
+        while True:
+            with self._lock:
+                found = self._connection.execute(statement, (start, _READ_ROWS)).fetchall()
+            yield from found
+            if len(found) < _READ_ROWS:
+                return
+            start = found[-1][0] + 1
 
     def metadata(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Map ids to metadata; unknown ids are left out."""

@@ -4,30 +4,36 @@
     GALLERY/snapshots/000001/       an immutable bundle
     GALLERY/snapshots/.building-*   a snapshot being written; has no name that loads
     GALLERY/.building/              what the running or an interrupted build has encoded; see sources/encoded.py
-    GALLERY/.build.lock             held (flock) by the one build that may run
+    GALLERY/changes/000001.sqlite   the changes made to a snapshot; see changes/table.py
+    GALLERY/.build.lock             held (flock) by the one writer that may run, and names it
 
 A builder may die at any point: until CURRENT is replaced the old snapshot answers, and after it the new one is complete
 and on disk.
 """
 
 import fcntl
+import json
 import os
 import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from asymcir_common import BundleError
 from asymcir_common.files import write_atomically
 
-from asymcir_server.errors import GalleryBuildError
+from asymcir_server.errors import GalleryBuildError, GalleryLockedError
 
 CURRENT_NAME = "CURRENT"
 SNAPSHOTS_NAME = "snapshots"
 LOCK_NAME = ".build.lock"
 BUILDING_NAME = ".building"
 _BUILDING_PREFIX = ".building-"
+_LOCK_POLL_S = 0.05
 _NUMBER = re.compile(r"\d{6,}")
 
 
@@ -63,15 +69,21 @@ def is_gallery(folder: Path) -> bool:
 
 
 @contextmanager
-def lock_gallery(gallery: Path) -> Iterator[None]:
-    """Hold a gallery for one build, creating its folder where there is none.
+def lock_gallery(gallery: Path, command: str = "gallery build", *, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold a gallery for one writer, creating its folder where there is none.
 
-    The lock goes with the process, so a killed build leaves none behind. A snapshot that a killed build left
+    The lock goes with the process, so a killed writer leaves none behind. A snapshot that a killed build left
     half-written is removed here, where no other build can be running; what it encoded stays in `.building` for this
     one. A build that fails leaves no folder that it made, but for what it encoded.
 
+    Args:
+        gallery: its folder.
+        command: what holds it, for the error of another writer.
+        wait_s: how long to wait for another writer.
+
     Raises:
-        GalleryBuildError: another build holds it, or the folder is something else and not empty.
+        GalleryLockedError: another writer holds it.
+        GalleryBuildError: the folder is something else and not empty.
     """
     if gallery.exists() and not gallery.is_dir():
         raise GalleryBuildError(f"{gallery} exists and is not a folder: choose another --gallery")
@@ -84,12 +96,7 @@ def lock_gallery(gallery: Path) -> Iterator[None]:
     except OSError as exc:
         raise GalleryBuildError(f"cannot write to {gallery}: {exc.strerror}; choose another --gallery") from exc
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise GalleryBuildError(
-                f"another build is running in {gallery}: wait for it, or choose another --gallery"
-            ) from exc
+        _take_lock(gallery, handle, command, wait_s)
         _remove_leftovers(gallery)
         try:
             yield
@@ -132,6 +139,34 @@ def publish(gallery: Path, folder: Path, version: str) -> Path:
     _flush(snapshot.parent)
     write_atomically(gallery / CURRENT_NAME, f"{version}\n")
     return snapshot
+
+
+def _take_lock(gallery: Path, handle: int, command: str, wait_s: float) -> None:
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as exc:
+            if time.monotonic() < deadline_s:
+                time.sleep(_LOCK_POLL_S)
+                continue
+            raise GalleryLockedError(
+                f"another writer holds {gallery}: {_read_owner(handle)}; wait for it, or stop it"
+            ) from exc
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    owner = {"command": command, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
+    with suppress(OSError):  # a full disk: the lock is held all the same
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(owner).encode(), 0)
+
+
+def _read_owner(handle: int) -> str:
+    try:
+        owner = json.loads(os.pread(handle, 4096, 0))
+        return f"`asymcir {owner['command']}`, process {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its name cannot be read"
 
 
 def _remove_leftovers(gallery: Path) -> None:

@@ -1,7 +1,9 @@
-"""An open gallery: the current snapshot, read-only."""
+"""An open gallery: the current snapshot and the changes made to it, read-only."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ from asymcir_protos.v1 import retrieval_pb2
 from numpy.typing import NDArray
 
 from asymcir_server.errors import RequestError, SpaceMismatchError
-from asymcir_server.gallery.filters import Selections, search_items, translate
+from asymcir_server.gallery.changes.delta import ChangesReader, Delta
+from asymcir_server.gallery.changes.merged import MergedMetadata, MergedSelections, search_merged
+from asymcir_server.gallery.changes.table import changes_path, digest_base, mark_base
+from asymcir_server.gallery.filters import Columns, Selections, search_items, translate
 from asymcir_server.gallery.indexes import open_index
 from asymcir_server.gallery.metadata import METADATA_NAME, MetadataReader
 from asymcir_server.gallery.snapshots import current_snapshot
@@ -35,32 +40,17 @@ class SearchResult:
     items: list[list[str]]
 
 
-class Gallery:
-    """One snapshot, verified and open for search. Safe to share between threads.
+class _Snapshot:
+    """The open files of one snapshot, shared by the galleries that differ in their changes only."""
 
-    It stays the same snapshot for as long as it is open, whatever is built meanwhile.
-
-    Attributes:
-        folder: the gallery.
-        version: the snapshot's number.
-        target, target_space: target type and the digest of its space.
-        size, embedding_width: N and E.
-        index_kind, index_recall_at_10: the index and its measured recall.
-        thumbnail_side: longer side of the thumbnails in pixels; 0: there are none.
-        items: different items that the pictures show; 0 where none names an item.
-        columns: the metadata keys that can be filtered by.
-    """
-
-    def __init__(self, folder: Path, snapshot: Path) -> None:
-        """Verify and open one snapshot; use `open`, which finds the current one and checks its space."""
+    def __init__(self, gallery: Path, snapshot: Path) -> None:
         manifest = read_manifest(snapshot, format=GALLERY, sampled=True)
-        self.folder = folder
         try:
             self.version = str(manifest.require("version"))
             self.target = str(manifest.require("target"))
             self.target_space = str(manifest.require("target_space"))
             self.size = int(manifest.require("size"))
-            self.embedding_width = int(manifest.require("embedding_width"))
+            self.width = int(manifest.require("embedding_width"))
             self.index_kind = str(manifest.require("index_kind"))
             self.index_recall_at_10 = float(manifest.require("index_recall_at_10"))
             self.thumbnail_side = int(manifest.properties.get("thumbnail_side", 0))
@@ -70,19 +60,145 @@ class Gallery:
         for name in (VECTORS_NAME, METADATA_NAME):
             if name not in manifest.files:
                 raise BundleError(f"{snapshot} has no {name} in its manifest: build the gallery again")
-        self._index = open_index(snapshot, snapshot / VECTORS_NAME, manifest)
-        self._metadata = MetadataReader(snapshot / METADATA_NAME)
-        self._thumbnails: ThumbnailReader | None = None
+        self.manifest, self.folder = manifest, snapshot
+        self.index = open_index(snapshot, snapshot / VECTORS_NAME, manifest)
+        self.metadata = MetadataReader(snapshot / METADATA_NAME)
+        self.thumbnails: ThumbnailReader | None = None
         if THUMBNAILS_NAME in manifest.files:
-            self._thumbnails = ThumbnailReader(snapshot / THUMBNAILS_NAME)
-        self._selections = Selections(snapshot / METADATA_NAME)
-        self.columns = self._selections.columns
-        found = (self._index.size, self._index.width, self._metadata.size)
-        if found != (self.size, self.embedding_width, self.size):
+            self.thumbnails = ThumbnailReader(snapshot / THUMBNAILS_NAME)
+        self.selections = Selections(snapshot / METADATA_NAME)
+        found = (self.index.size, self.index.width, self.metadata.size)
+        if found != (self.size, self.width, self.size):
             raise BundleError(
-                f"{snapshot}: the manifest says {self.size} x {self.embedding_width}, the vectors are "
+                f"{snapshot}: the manifest says {self.size} x {self.width}, the vectors are "
                 f"{found[0]} x {found[1]} and the metadata holds {found[2]} items: build the gallery again"
             )
+        self.identity, self.mark = digest_base(snapshot), mark_base(snapshot)
+        self.changes = ChangesReader(changes_path(gallery, snapshot.name), self.identity, self.size, self.width)
+        self._lock, self._users = threading.Lock(), 0
+
+    def join(self) -> None:
+        with self._lock:
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+        self.selections.close()
+        self.metadata.close()
+        self.changes.close()
+        if self.thumbnails is not None:
+            self.thumbnails.close()
+
+
+class Gallery:
+    """One snapshot with the changes made to it, verified and open for search. Safe to share between threads.
+
+    It stays the same for as long as it is open, whatever is built or changed meanwhile.
+
+    Attributes:
+        folder: the gallery.
+        version: the snapshot's number.
+        change: the number of the last change made to it; 0: none.
+        identity, mark: digest and place of the snapshot's manifest, which tell it from every other.
+        target, target_space: target type and the digest of its space.
+        size, embedding_width: N, changes included, and E.
+        index_kind, index_recall_at_10: the index and its measured recall.
+        thumbnail_side: longer side of the thumbnails in pixels; 0: there are none.
+        columns: the metadata keys that can be filtered by.
+    """
+
+    def __init__(
+        self, folder: Path, snapshot: Path, *, with_changes: bool = True, changed_from: "Gallery | None" = None
+    ) -> None:
+        """Verify and open one snapshot; use `open`, which finds the current one and checks its space.
+
+        Args:
+            folder: the gallery.
+            snapshot: its folder.
+            with_changes: with the changes made to it.
+            changed_from: an open gallery of the same snapshot, whose files are shared and not verified again.
+        """
+        self._snapshot: _Snapshot = _Snapshot(folder, snapshot) if changed_from is None else changed_from._snapshot
+        held = self._snapshot
+        self._closed = False
+        held.join()
+        try:
+            self._delta: Delta = (
+                held.changes.advance(None if changed_from is None else changed_from._delta)
+                if with_changes
+                else Delta(size=held.size, width=held.width)
+            )
+        except BaseException:
+            self.close()
+            raise
+        self.folder, self.version = folder, held.version
+        self.identity, self.mark = held.identity, held.mark
+        self.target, self.target_space = held.target, held.target_space
+        self.embedding_width, self.thumbnail_side = held.width, held.thumbnail_side
+        self.index_kind, self.index_recall_at_10 = held.index_kind, held.index_recall_at_10
+        self.change, self.size = self._delta.change, self._delta.count
+        self._index, self._thumbnails = held.index, held.thumbnails
+        changed = not self._delta.is_empty
+        self._metadata = MergedMetadata(held.metadata, self._delta) if changed else held.metadata
+        self._selections = MergedSelections(held.selections, self._delta) if changed else held.selections
+        self._has_items = held.items > 0 or any(
+            record.item is not None for record in (*self._delta.added.values(), *self._delta.updated.values())
+        )
+
+    @property
+    def full_version(self) -> str:
+        """The snapshot's number, and behind a plus that of the last change made to it: "000003", "000003+17"."""
+        return f"{self.version}+{self.change}" if self.change else self.version
+
+    @property
+    def delta(self) -> Delta:
+        """The changes made to the snapshot."""
+        return self._delta
+
+    @property
+    def columns(self) -> Columns:
+        """The metadata keys that can be filtered by."""
+        return self._selections.columns
+
+    @property
+    def has_items(self) -> bool:
+        """Whether pictures name the item that they show."""
+        return self._has_items
+
+    @cached_property
+    def items(self) -> int:
+        """Different items that the pictures show; 0 where none names an item."""
+        if isinstance(self._metadata, MergedMetadata):
+            return self._metadata.count_items(self._snapshot.items)
+        return self._snapshot.items
+
+    def describe_changes(self) -> tuple[int, int, int]:
+        """Return how many pictures were added to the snapshot, removed from it, and given other metadata."""
+        removed = self._delta.removed
+        return len(self._delta.added), 0 if removed is None else len(removed), len(self._delta.updated)
+
+    def check_changes(self) -> None:
+        """Read and check all that the file of changes holds.
+
+        Raises:
+            BundleError: it is damaged.
+        """
+        self._snapshot.changes.check()
+
+    def refreshed(self) -> "Gallery":
+        """Return the same snapshot with the changes made to it until now; this gallery itself where there are none.
+
+        Raises:
+            BundleError: the changes cannot be read.
+        """
+        newer = Gallery(self.folder, self._snapshot.folder, changed_from=self)
+        if newer._delta is self._delta:
+            newer.close()
+            return self
+        return newer
 
     @classmethod
     def open(cls, folder: Path, target_spaces: Mapping[str, str] | None = None) -> "Gallery":
@@ -138,17 +254,35 @@ class Gallery:
         if selection is not None and len(selection) == self.size:
             selection = None
         excluded = self._find_excluded(list(dict.fromkeys(excluded_ids)))
-        if self.items and not every_picture:
+        if self.has_items and not every_picture:
             scores, rows = self._search_items(query, top_k, excluded, selection)
         else:
-            scores, rows = self._index.search(query, top_k, excluded if len(excluded) else None, selection)
+            scores, rows = search_merged(self._index, self._delta, query, top_k, excluded, selection)
         distinct = np.unique(rows).tolist()
-        names, items = self._metadata.ids(distinct), self._metadata.items(distinct) if self.items else {}
+        names, items = self._metadata.ids(distinct), self._metadata.items(distinct) if self.has_items else {}
         return SearchResult(
             ids=[[names[int(row)] for row in found if row >= 0] for found in rows],
             scores=scores,
             items=[[items.get(int(row), "") for row in found if row >= 0] for found in rows],
         )
+
+    def rows(self, ids: Sequence[str]) -> dict[str, int]:
+        """Map ids to rows, numbers that only this open gallery gives a meaning; unknown ids are left out."""
+        return self._metadata.rows(ids)
+
+    def digest(self, identity: str) -> bytes | None:
+        """Return the SHA-256 of a picture's file; None where it is not known."""
+        return self._metadata.digest(identity)
+
+    def select(self, where: retrieval_pb2.Filter) -> list[str]:
+        """Return the ids of the pictures whose metadata satisfy a filter.
+
+        Raises:
+            RequestError: see `check_filter`.
+        """
+        rows = self._selections.select(where).tolist()
+        names = self._metadata.ids(rows)
+        return [names[row] for row in rows]
 
     def check_filter(self, where: retrieval_pb2.Filter) -> None:
         """Check a filter without applying it.
@@ -160,7 +294,7 @@ class Gallery:
 
     def _find_excluded(self, ids: list[str]) -> NDArray[np.int64]:
         rows = np.array(list(self._metadata.rows(ids).values()), dtype=np.int64)
-        if self.items:
+        if self.has_items:
             rows = np.concatenate([rows, self._metadata.item_rows(ids)])
         return np.unique(rows)
 
@@ -168,15 +302,16 @@ class Gallery:
         self, query: NDArray[np.float32], top_k: int, excluded: NDArray[np.int64], selection: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         found = []
+        per_item = self._snapshot.size / self._snapshot.items if self._snapshot.items else 1.0
         for number in range(len(query)):
 
             def search(
                 depth: int, without: NDArray[np.int64], one: NDArray[np.float32] = query[number : number + 1]
             ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-                scores, rows = self._index.search(one, depth, without if len(without) else None, selection)
+                scores, rows = search_merged(self._index, self._delta, one, depth, without, selection)
                 return scores[0], rows[0]
 
-            found.append(search_items(search, self._metadata, top_k, excluded, self.size / self.items))
+            found.append(search_items(search, self._metadata, top_k, excluded, per_item))
         longest = max((len(rows) for _, rows in found), default=0)
         scores = np.full((len(query), longest), -np.inf, np.float32)  # not all queries need find as many
         rows = np.full((len(query), longest), -1, np.int64)
@@ -191,13 +326,18 @@ class Gallery:
 
     def thumbnail(self, identity: str) -> bytes | None:
         """Return the thumbnail of a picture, a WebP file; None for an unknown id, or a gallery without thumbnails."""
-        if self._thumbnails is None or (digest := self._metadata.digest(identity)) is None:
+        row = self._metadata.rows([identity]).get(identity)
+        if row is not None and row >= self._delta.size:
+            return self._snapshot.changes.thumbnail(row)
+        if row is None or self._thumbnails is None or (digest := self._metadata.digest(identity)) is None:
             return None
         return self._thumbnails.read(digest)
 
     def close(self) -> None:
-        """Close the metadata, the filters and the thumbnails."""
-        self._selections.close()
-        self._metadata.close()
-        if self._thumbnails is not None:
-            self._thumbnails.close()
+        """Close it; its files stay open while another gallery shares them."""
+        if self._closed:
+            return
+        self._closed = True
+        if isinstance(getattr(self, "_selections", None), MergedSelections):
+            self._selections.close()
+        self._snapshot.leave()

@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from asymcir_server.encode.bundle import ServerBundle
 from asymcir_server.errors import ListenError
 from asymcir_server.gallery import Gallery, GalleryHolder
+from asymcir_server.gallery.changes.following import FollowThread
 from asymcir_server.serve.service import MAX_MESSAGE_BYTES, RetrievalService, ServiceLimits
 
 SERVICE_NAME: str = retrieval_pb2.DESCRIPTOR.services_by_name["Retrieval"].full_name
@@ -41,12 +42,14 @@ class ServerConfig:
         port: 0 takes a free one.
         limits: per request, and how many.
         drain_timeout_s: how long requests in flight may take to end after the signal to stop.
+        follow: answer from a new snapshot, and with changes made to one, while running.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     drain_timeout_s: float = 30.0
+    follow: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= MAX_PORT:
@@ -87,6 +90,7 @@ class RetrievalServer:
         self._health = health.HealthServicer(experimental_thread_pool=self._pools[1])
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._server = _make_server(self.service, self._health, self._pools[0])
+        self._follow: FollowThread | None = None
         self._stopped = False
 
     @property
@@ -112,6 +116,8 @@ class RetrievalServer:
             self.stop()
             raise
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        if self._config.follow:
+            self._follow = FollowThread(self.service.followers)
         return self.port
 
     def stop(self) -> None:
@@ -127,6 +133,10 @@ class RetrievalServer:
         self._server.stop(max(0.0, self._config.drain_timeout_s - (time.monotonic() - started_s))).wait()
         for pool in self._pools:
             pool.shutdown(wait=False)
+        if self._follow is not None:
+            self._follow.close()
+        for holder in self.service.holders.values():
+            holder.close()
 
     def __enter__(self) -> "RetrievalServer":
         """Start."""

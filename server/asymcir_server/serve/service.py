@@ -16,7 +16,7 @@ from asymcir_server.encode.bundle import ServerBundle
 from asymcir_server.encode.composition import MAX_MODIFIER_BYTES
 from asymcir_server.encode.text_encoder import TextEncoder
 from asymcir_server.errors import GalleryNotFoundError, ListenError, ModifierError, RequestError, SpaceMismatchError
-from asymcir_server.gallery import Gallery, GalleryHolder
+from asymcir_server.gallery import Follower, Gallery, GalleryHolder
 from asymcir_server.gallery.filters import FILTER_LIMITS
 from asymcir_server.serve.admission import Admission
 from asymcir_server.serve.metadata_numbers import mark_inexact
@@ -68,6 +68,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
 
     Attributes:
         holders: name -> what holds the gallery that answers now.
+        followers: name -> what brings a gallery to the state on disk, for galleries in a folder.
     """
 
     def __init__(
@@ -96,6 +97,11 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
                     f"the gallery {name} is of the target space {gallery.target_space}, the server bundle makes "
                     f"{sorted(bundle.target_spaces.values())}: build the gallery again with this bundle"
                 )
+        self.followers = {
+            name: Follower(holder, bundle.target_spaces)
+            for name, holder in self.holders.items()
+            if isinstance(holder.current, Gallery)
+        }
         self.limits = limits or ServiceLimits()
         self.admission = Admission(concurrency=self.limits.concurrency, max_in_flight=self.limits.max_in_flight)
         self._bundle = bundle
@@ -135,14 +141,14 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             galleries=[
                 retrieval_pb2.Gallery(
                     name=name,
-                    version=gallery.version,
+                    version=gallery.full_version,
                     target_space=gallery.target_space,
                     target=gallery.target,
                     size=gallery.size,
                     embedding_width=gallery.embedding_width,
                     index_kind=gallery.index_kind,
                     index_recall_at_10=gallery.index_recall_at_10,
-                    has_items=gallery.items > 0,
+                    has_items=gallery.has_items,
                     columns=[
                         retrieval_pb2.Column(key=column.key, type=column.type)
                         for column in gallery.columns.by_key.values()
@@ -198,7 +204,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             searched_s = time.perf_counter()
         response = retrieval_pb2.SearchResponse(
             gallery=name,
-            gallery_version=gallery.version,
+            gallery_version=gallery.full_version,
             timing=retrieval_pb2.Timing(
                 queue_ms=queue_ms,
                 encode_ms=(encoded_s - started_s) * 1000.0,

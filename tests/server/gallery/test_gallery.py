@@ -286,7 +286,7 @@ def test_one_build_at_a_time(tmp_path: Path, pictures: Path, bundle: ServerBundl
     build_gallery(pictures, bundle, tmp_path / "g")
     with (tmp_path / "g" / ".build.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(GalleryBuildError, match="another build is running"):
+        with pytest.raises(GalleryBuildError, match="another writer holds"):
             build_gallery(pictures, bundle, tmp_path / "g")
     assert build_gallery(pictures, bundle, tmp_path / "g").version == "000002"
 

@@ -56,7 +56,7 @@ def test_rollback_goes_one_back_or_to_a_number_and_the_next_build_goes_on_counti
     assert rollback(gallery, "3") == "000003" and _current(gallery) == ("000003", 5)
     with pytest.raises(BundleError, match="it holds 000001, 000002, 000003"):
         rollback(gallery, "4")
-    with lock_gallery(gallery), pytest.raises(GalleryBuildError, match="another build is running"):
+    with lock_gallery(gallery), pytest.raises(GalleryBuildError, match="another writer holds"):
         rollback(gallery)
 
 

@@ -3,7 +3,16 @@
 Keys and values of metadata and of filters are data. They reach SQLite as bound parameters only.
 """
 
-from asymcir_server.gallery.filters.columns import MAX_COLUMNS, Column, Columns, KeyCounter, read_columns, write_fields
+from asymcir_server.gallery.filters.columns import (
+    MAX_COLUMNS,
+    Column,
+    Columns,
+    KeyCounter,
+    insert_fields,
+    read_columns,
+    widen_columns,
+    write_fields,
+)
 from asymcir_server.gallery.filters.items import DEFAULT_ITEM_COLUMN, explain_item, read_item, search_items
 from asymcir_server.gallery.filters.selection import Selections
 from asymcir_server.gallery.filters.translation import FILTER_LIMITS, FilterLimits, translate
@@ -18,9 +27,11 @@ __all__ = [
     "MAX_COLUMNS",
     "Selections",
     "explain_item",
+    "insert_fields",
     "read_columns",
     "read_item",
     "search_items",
     "translate",
+    "widen_columns",
     "write_fields",
 ]

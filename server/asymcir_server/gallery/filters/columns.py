@@ -22,7 +22,7 @@ import difflib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,14 +124,13 @@ def write_fields(connection: sqlite3.Connection, counter: KeyCounter | None = No
     columns = [Column(position=n, key=key, type=kind) for n, (key, kind) in enumerate(ranked[:MAX_COLUMNS])]
     records = [(column.position, column.key, column.type) for column in columns]
     unplaced = [(None, key, kind) for key, kind in ranked[MAX_COLUMNS : MAX_COLUMNS + _MAX_NAMED_KEYS]]
-    declared = "".join(f", m{column.position}{_DECLARED.get(column.type, '')}" for column in columns)
     connection.execute("BEGIN")
     connection.execute("CREATE TABLE columns (position INTEGER, name TEXT NOT NULL, type TEXT NOT NULL)")
     connection.executemany("INSERT INTO columns VALUES (?, ?, ?)", [*records, *unplaced])
-    connection.execute(f"CREATE TABLE fields (row INTEGER PRIMARY KEY{declared})")
+    found: Iterable[tuple[int, str]] = ()
     if columns:
-        marks = ",".join("?" * (len(columns) + 1))
-        connection.executemany(f"INSERT INTO fields VALUES ({marks})", _read_fields(connection, columns))
+        found = connection.execute("SELECT row, metadata FROM items ORDER BY row")
+    insert_fields(connection, columns, ((row, json.loads(text)) for row, text in found))
     connection.execute("COMMIT")
     cache = connection.execute("PRAGMA cache_size").fetchone()[0]
     connection.execute(f"PRAGMA cache_size = -{_SORT_CACHE_KIB}")  # what the sorting for an index may hold
@@ -141,6 +140,37 @@ def write_fields(connection: sqlite3.Connection, counter: KeyCounter | None = No
     connection.execute("PRAGMA analysis_limit = 1000")
     connection.execute("ANALYZE")
     connection.execute(f"PRAGMA cache_size = {cache}")
+
+
+def insert_fields(
+    connection: sqlite3.Connection, columns: Sequence[Column], records: Iterable[tuple[int, Mapping[str, Any]]]
+) -> None:
+    """Create `fields`, without indexes, and insert rows with their metadata."""
+    declared = "".join(f", m{column.position}{_DECLARED.get(column.type, '')}" for column in columns)
+    connection.execute(f"CREATE TABLE fields (row INTEGER PRIMARY KEY{declared})")
+    # Numbers beyond 64 bits, booleans of mixed columns, lists and objects are rare: most values go as they are.
+    kinds = [(column.key, column.type) for column in columns]
+    marks = ",".join("?" * (len(columns) + 1))
+    connection.executemany(
+        f"INSERT INTO fields VALUES ({marks})",
+        ((row, *[encode_scalar(record.get(key), kind) for key, kind in kinds]) for row, record in records),
+    )
+
+
+def widen_columns(columns: Columns, counter: KeyCounter) -> Columns:
+    """Return columns that hold further metadata too: their types widened, new keys after them while there is room."""
+    if not columns.built:
+        return columns
+    by_key, passed_over = dict(columns.by_key), set(columns.passed_over)
+    for key, kind in counter.rank():
+        held = by_key.get(key)
+        if held is not None:
+            by_key[key] = Column(position=held.position, key=key, type=_column_type({held.type, kind}))
+        elif key in passed_over or len(by_key) >= MAX_COLUMNS:
+            passed_over.add(key)
+        else:
+            by_key[key] = Column(position=len(by_key), key=key, type=kind)
+    return Columns(by_key=by_key, passed_over=frozenset(passed_over))
 
 
 def read_columns(connection: sqlite3.Connection) -> Columns:
@@ -163,14 +193,6 @@ def encode_scalar(value: Any, kind: str) -> Any:
     if isinstance(value, int):
         return value if _MIN_INT64 <= value <= _MAX_INT64 else float(value)
     return b"\x02" if isinstance(value, list | dict) else value
-
-
-def _read_fields(connection: sqlite3.Connection, columns: list[Column]) -> Iterator[tuple[Any, ...]]:
-    # Numbers beyond 64 bits, booleans of mixed columns, lists and objects are rare: most values go as they are.
-    kinds = [(column.key, column.type) for column in columns]
-    for row, text in connection.execute("SELECT row, metadata FROM items ORDER BY row"):
-        get = json.loads(text).get
-        yield (row, *[encode_scalar(get(key), kind) for key, kind in kinds])
 
 
 def _kind_of(value: Any) -> str:

@@ -42,8 +42,12 @@ class Selections:
             last = "SELECT MAX(row) FROM fields" if self.columns.built else "SELECT NULL"
             self._size = int((self._connection.execute(last).fetchone()[0] or 0) + 1)
 
-    def select(self, message: retrieval_pb2.Filter) -> NDArray[np.int64]:
+    def select(self, message: retrieval_pb2.Filter, columns: Columns | None = None) -> NDArray[np.int64]:
         """Return the rows that satisfy a filter: [n], sorted, not to be written to.
+
+        Args:
+            message: the filter.
+            columns: what it is checked against, where changes to the snapshot have widened its columns.
 
         Raises:
             RequestError: see `translate`.
@@ -53,7 +57,7 @@ class Selections:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        condition, parameters = translate(message, self.columns)
+        condition, parameters = translate(message, columns or self.columns, self.columns)
         rows = self._read(condition, parameters)
         rows.flags.writeable = False
         with self._cache_lock:

@@ -33,6 +33,7 @@ _TAKES = {
 }
 _EXPECTED = {"integer": "a number", "real": "a number", "text": "a text", "boolean": "true or false"}
 _STORED_AS = {"text": "('text')", "integer": "('integer', 'real')", "real": "('integer', 'real')"}
+_NEVER = "0"  # of a stored column that cannot hold the value
 _SURROGATES = range(0xD800, 0xE000)
 _SHOWN = 60
 
@@ -55,21 +56,27 @@ class FilterLimits:
 FILTER_LIMITS = FilterLimits()
 
 
-def translate(message: retrieval_pb2.Filter, columns: Columns) -> tuple[str, list[Any]]:
+def translate(message: retrieval_pb2.Filter, columns: Columns, stored: Columns | None = None) -> tuple[str, list[Any]]:
     """Turn a filter into a condition on the table `fields`, and its parameters.
+
+    Args:
+        message: the filter.
+        columns: what can be filtered by, which the filter is checked against.
+        stored: the columns that the table has, where these are others: fewer, or of narrower types.
 
     Raises:
         RequestError: it is larger than FILTER_LIMITS, incomplete, names a key that has no column, or compares with a
             value of another type.
     """
-    translator = _Translator(columns)
+    translator = _Translator(columns, columns if stored is None else stored)
     return translator.translate(message, negated=False, depth=1), translator.parameters
 
 
 class _Translator:
-    def __init__(self, columns: Columns) -> None:
+    def __init__(self, columns: Columns, stored: Columns) -> None:
         self.parameters: list[Any] = []
-        self._columns = columns
+        self._columns, self._stored = columns, stored
+        self._values = 0
         self._conditions = 0
 
     def translate(self, message: retrieval_pb2.Filter, *, negated: bool, depth: int) -> str:
@@ -92,17 +99,18 @@ class _Translator:
         self._conditions += 1
         if self._conditions > FILTER_LIMITS.max_conditions:
             raise RequestError(f"expected a filter of at most {FILTER_LIMITS.max_conditions} conditions")
-        column = self._find(getattr(message, kind).key)
-        name = f"m{column.position}"
+        checked = self._find(getattr(message, kind).key)
+        column = self._stored.by_key.get(checked.key)
+        name = "NULL" if column is None else f"m{column.position}"
         if kind == "existence":
             return f"{name} IS {'' if negated else 'NOT '}NULL"
         if kind == "comparison":
             negated ^= message.comparison.operator == _Comparison.NOT_EQUAL
-            found = self._compare(message.comparison, column, name)
+            found = self._compare(message.comparison, checked, column, name)
         elif kind == "membership":
-            found = self._one_of(message.membership, column, name)
+            found = self._one_of(message.membership, checked, column, name)
         else:
-            found = self._starts(message.prefix, column, name)
+            found = self._starts(message.prefix, checked, column, name)
         return f"({name} IS NULL OR NOT ({found}))" if negated else f"({found})"
 
     def _find(self, key: str) -> Column:
@@ -111,29 +119,34 @@ class _Translator:
             raise RequestError(f"cannot filter by {key[:_SHOWN]!r}: {self._columns.explain_missing(key)}")
         return column
 
-    def _compare(self, comparison: retrieval_pb2.Comparison, column: Column, name: str) -> str:
+    def _compare(self, comparison: retrieval_pb2.Comparison, checked: Column, column: Column | None, name: str) -> str:
         operator = _SQL_OPERATORS.get(comparison.operator)
         if operator is None:
-            raise RequestError(f"the filter's comparison of {column.key!r} has no operator that is known here")
-        kind = self._bind([comparison.value], column)[0]
+            raise RequestError(f"the filter's comparison of {checked.key!r} has no operator that is known here")
+        kind = self._check([comparison.value], checked)[0]
+        if kind == "boolean" and operator != "=":
+            raise RequestError(f"booleans have no order: expected = or != for {checked.key!r}")
+        if column is None or not self._bind([comparison.value], column):
+            return _NEVER
         if operator == "=":
             return f"{name} = ?"
-        if kind == "boolean":
-            raise RequestError(f"booleans have no order: expected = or != for {column.key!r}")
         # In a mixed column a text stands above every number.
         guard = f"typeof({name}) IN {_STORED_AS[kind]} AND " if column.type == "mixed" else ""
         return f"{guard}{name} {operator} ?"
 
-    def _one_of(self, membership: retrieval_pb2.Membership, column: Column, name: str) -> str:
+    def _one_of(self, membership: retrieval_pb2.Membership, checked: Column, column: Column | None, name: str) -> str:
         if not membership.values:
-            raise RequestError(f"expected at least one value that {column.key!r} may be in")
-        self._bind(membership.values, column)
-        return f"{name} IN ({','.join('?' * len(membership.values))})"
+            raise RequestError(f"expected at least one value that {checked.key!r} may be in")
+        self._check(membership.values, checked)
+        bound = 0 if column is None else self._bind(membership.values, column)
+        return f"{name} IN ({','.join('?' * bound)})" if bound else _NEVER
 
-    def _starts(self, prefix: retrieval_pb2.Prefix, column: Column, name: str) -> str:
-        if column.type not in ("text", "mixed"):
-            raise RequestError(f"expected a key of texts before prefix, {column.key!r} is {column.type}")
+    def _starts(self, prefix: retrieval_pb2.Prefix, checked: Column, column: Column | None, name: str) -> str:
+        if checked.type not in ("text", "mixed"):
+            raise RequestError(f"expected a key of texts before prefix, {checked.key!r} is {checked.type}")
         self._count(1)
+        if column is None or column.type not in ("text", "mixed"):
+            return _NEVER
         if not prefix.prefix:
             return f"typeof({name}) = 'text'"
         self.parameters.append(prefix.prefix)
@@ -143,17 +156,21 @@ class _Translator:
         self.parameters.append(end)
         return f"{name} >= ? AND {name} < ?"
 
-    def _bind(self, values: Sequence[retrieval_pb2.Value], column: Column) -> list[str]:
-        """Check values against a column's type, add them to the parameters, and return their types."""
+    def _check(self, values: Sequence[retrieval_pb2.Value], column: Column) -> list[str]:
+        """Check values against a column's type, and return their types."""
         self._count(len(values))
-        kinds = [_check_value(value, column) for value in values]
-        self.parameters += [
-            encode_scalar(getattr(value, kind), column.type) for value, kind in zip(values, kinds, strict=True)
-        ]
-        return kinds
+        return [_check_value(value, column) for value in values]
+
+    def _bind(self, values: Sequence[retrieval_pb2.Value], column: Column) -> int:
+        """Add those values to the parameters that a stored column can hold; return how many."""
+        held = [(value, str(value.WhichOneof("kind"))) for value in values]
+        fitting = [getattr(value, kind) for value, kind in held if kind in _TAKES[column.type]]
+        self.parameters += [encode_scalar(value, column.type) for value in fitting]
+        return len(fitting)
 
     def _count(self, count: int) -> None:
-        if len(self.parameters) + count > FILTER_LIMITS.max_values:
+        self._values += count
+        if self._values > FILTER_LIMITS.max_values:
             raise RequestError(f"expected a filter of at most {FILTER_LIMITS.max_values} values")
 
 

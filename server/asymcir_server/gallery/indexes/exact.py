@@ -8,7 +8,7 @@ import numpy as np
 from asymcir_common import BundleError
 from numpy.typing import NDArray
 
-from asymcir_server.gallery.indexes.selectors import allowed_rows, one_thread
+from asymcir_server.gallery.indexes.selectors import RemovedRows, Selector, allowed_rows, excluded_but, one_thread
 
 _CHUNK_ROWS = 1 << 18  # of a selection: bounds its memory, and no selection of a small gallery is cut
 
@@ -49,6 +49,8 @@ class ReadOnlyIndex:
         top_k: int,
         excluded_rows: NDArray[np.int64] | None = None,
         selection: NDArray[np.int64] | None = None,
+        *,
+        removed: RemovedRows | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Find the rows of the largest inner product.
 
@@ -57,6 +59,7 @@ class ReadOnlyIndex:
             top_k: at most this many; fewer when the index, less the excluded rows, holds fewer.
             excluded_rows: distinct rows that must not be answered.
             selection: sorted rows, of which alone may be answered; None: all.
+            removed: rows that are gone; a selection must not hold them.
 
         Returns:
             scores [b, k] and rows [b, k], best first.
@@ -67,20 +70,18 @@ class ReadOnlyIndex:
         allowed = allowed_rows(self.size, excluded_rows, selection)
         if allowed is not None:
             return self._search_rows(query, top_k, allowed)
-        excluded = np.empty(0, np.int64) if excluded_rows is None else excluded_rows
-        depth = min(top_k, self.size - len(excluded))
+        excluded = excluded_but(excluded_rows, removed)
+        depth = min(top_k, self.size - len(excluded) - (0 if removed is None else len(removed)))
         if depth <= 0:
             return np.empty((len(query), 0), np.float32), np.empty((len(query), 0), np.int64)
         query = self.check_query(query)
         scores = np.empty((len(query), depth), np.float32)
         rows = np.empty((len(query), depth), np.int64)
-        # Both selectors must outlive the search: FAISS keeps bare pointers to them.
-        listed = faiss.IDSelectorBatch(excluded) if len(excluded) else None
-        selector = None if listed is None else faiss.IDSelectorNot(listed)
+        selector = Selector(self.size, excluded, None, removed)  # must outlive the search: FAISS keeps bare pointers
         # What IndexFlatIP.search calls, on vectors that FAISS does not own.
         faiss.knn_inner_product(
             faiss.swig_ptr(query), faiss.swig_ptr(self._vectors), self.width, len(query), self.size, depth,
-            faiss.swig_ptr(scores), faiss.swig_ptr(rows), selector,
+            faiss.swig_ptr(scores), faiss.swig_ptr(rows), selector.faiss,
         )  # fmt: skip
         return scores, rows
 
@@ -98,33 +99,8 @@ class ReadOnlyIndex:
     def rank_rows(
         self, query: NDArray[np.float32], rows: NDArray[np.int64], top_k: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Rank some rows by their true inner product with one query; equal scores by row.
-
-        Args:
-            query: [E].
-            rows: [n], each from 0 to N - 1.
-            top_k: at most this many.
-
-        Returns:
-            scores [k] and rows [k], best first, k the lesser of n and top_k.
-        """
-        best_scores, best_rows = np.empty(0, np.float32), np.empty(0, np.int64)
-        query = np.ascontiguousarray(query, dtype=np.float32)
-        for start in range(0, len(rows), _CHUNK_ROWS):
-            chunk = np.ascontiguousarray(rows[start : start + _CHUNK_ROWS], dtype=np.int64)
-            scores = np.empty(len(chunk), np.float32)
-            with one_thread():
-                faiss.fvec_inner_products_by_idx(
-                    faiss.swig_ptr(scores), faiss.swig_ptr(query), faiss.swig_ptr(self._vectors),
-                    faiss.swig_ptr(chunk), self.width, 1, len(chunk),
-                )  # fmt: skip
-            scores, chunk = np.concatenate([best_scores, scores]), np.concatenate([best_rows, chunk])
-            if len(chunk) > 4 * top_k:  # what ties with the last of them stays, so that the order by row decides
-                least = np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
-                scores, chunk = scores[scores >= least], chunk[scores >= least]
-            order = np.lexsort((chunk, -scores))[:top_k]
-            best_scores, best_rows = scores[order], chunk[order]
-        return best_scores, best_rows
+        """Rank some rows; see `rank_rows`."""
+        return rank_rows(self._vectors, query, rows, top_k)
 
     def read_rows(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return vectors [n, E]."""
@@ -146,3 +122,36 @@ class ReadOnlyIndex:
             for number, one in enumerate(query):
                 scores[number], found[number] = self.rank_rows(one, rows, depth)
         return scores, found
+
+
+def rank_rows(
+    vectors: NDArray[np.float32], query: NDArray[np.float32], rows: NDArray[np.int64], top_k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Rank some rows of vectors by their true inner product with one query; equal scores by row.
+
+    Args:
+        vectors: [N, E], C-contiguous.
+        query: [E].
+        rows: [n], each from 0 to N - 1.
+        top_k: at most this many.
+
+    Returns:
+        scores [k] and rows [k], best first, k the lesser of n and top_k.
+    """
+    best_scores, best_rows = np.empty(0, np.float32), np.empty(0, np.int64)
+    query = np.ascontiguousarray(query, dtype=np.float32)
+    for start in range(0, len(rows), _CHUNK_ROWS):
+        chunk = np.ascontiguousarray(rows[start : start + _CHUNK_ROWS], dtype=np.int64)
+        scores = np.empty(len(chunk), np.float32)
+        with one_thread():
+            faiss.fvec_inner_products_by_idx(
+                faiss.swig_ptr(scores), faiss.swig_ptr(query), faiss.swig_ptr(vectors),
+                faiss.swig_ptr(chunk), vectors.shape[1], 1, len(chunk),
+            )  # fmt: skip
+        scores, chunk = np.concatenate([best_scores, scores]), np.concatenate([best_rows, chunk])
+        if len(chunk) > 4 * top_k:  # what ties with the last of them stays, so that the order by row decides
+            least = np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
+            scores, chunk = scores[scores >= least], chunk[scores >= least]
+        order = np.lexsort((chunk, -scores))[:top_k]
+        best_scores, best_rows = scores[order], chunk[order]
+    return best_scores, best_rows

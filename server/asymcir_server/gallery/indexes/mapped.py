@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from asymcir_server.gallery.indexes.exact import ReadOnlyIndex
 from asymcir_server.gallery.indexes.kinds import HNSW, IVF_KINDS, IVF_RABITQ, SQ8, Effort
-from asymcir_server.gallery.indexes.selectors import Selector, allowed_rows, one_thread
+from asymcir_server.gallery.indexes.selectors import RemovedRows, Selector, allowed_rows, excluded_but, one_thread
 
 _Probe = Callable[[NDArray[np.float32], int, int, Any], NDArray[np.int64]]
 """query [1, E], how many, probes, selector -> their rows, -1 where there are fewer."""
@@ -79,6 +79,7 @@ class MappedIndex:
         excluded_rows: NDArray[np.int64] | None = None,
         selection: NDArray[np.int64] | None = None,
         *,
+        removed: RemovedRows | None = None,
         effort: Effort | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Find the rows of the largest inner product: nearly always, to the recall that the manifest says.
@@ -88,6 +89,7 @@ class MappedIndex:
             top_k: at most this many; fewer when the index, less the excluded rows, holds fewer.
             excluded_rows: distinct rows that must not be answered.
             selection: sorted rows, of which alone may be answered; None: all.
+            removed: rows that are gone; a selection must not hold them.
             effort: another than the index's own.
 
         Returns:
@@ -99,21 +101,24 @@ class MappedIndex:
         """
         query = self._vectors.check_query(query)
         allowed = allowed_rows(self.size, excluded_rows, selection)
-        excluded = 0 if excluded_rows is None else len(excluded_rows)
-        answerable = self.size - excluded if allowed is None else len(allowed)
+        excluded = excluded_but(excluded_rows, removed)
+        gone = 0 if removed is None else len(removed)
+        answerable = self.size - len(excluded) - gone if allowed is None else len(allowed)
         depth = max(0, min(top_k, answerable))
         if allowed is not None and len(allowed) <= self._exact_rows:
             return self._vectors.search(query, top_k, None, allowed)
         scores, rows = np.empty((len(query), depth), np.float32), np.empty((len(query), depth), np.int64)
         if depth == 0:
             return scores, rows
-        selector = Selector(self.size, excluded_rows, allowed)
+        selector = Selector(self.size, excluded, allowed, removed)
         effort = effort or self.effort
         for number in range(len(query)):
             found = self._find(query[number : number + 1], depth, answerable, selector, effort)
             if found is None:
-                every = np.arange(self.size, dtype=np.int64) if allowed is None else allowed
-                found = every if excluded_rows is None else np.setdiff1d(every, excluded_rows)
+                found = allowed
+                if found is None:
+                    found = np.setdiff1d(np.arange(self.size, dtype=np.int64), excluded)
+                    found = found if removed is None else removed.drop_from(found)
             scores[number], rows[number] = self._vectors.rank_rows(query[number], found, depth)
         return scores, rows
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asymcir_server.errors import GalleryBuildError
+from asymcir_server.gallery.indexes.selectors import RemovedRows
 
 RECALL_DEPTH = 10
 RECALL_SAMPLE = 256
@@ -38,6 +39,8 @@ class SearchIndex(Protocol):
         top_k: int,
         excluded_rows: NDArray[np.int64] | None = None,
         selection: NDArray[np.int64] | None = None,
+        *,
+        removed: RemovedRows | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Find the rows of the largest inner product."""
 

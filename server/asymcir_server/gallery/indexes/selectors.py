@@ -26,6 +26,43 @@ def allowed_rows(
     return rows if excluded is None or not len(excluded) else np.setdiff1d(rows, excluded, assume_unique=False)
 
 
+class RemovedRows:
+    """Rows of an index that are gone, with the bitmap of the others, made once for all searches.
+
+    Attributes:
+        rows: sorted and distinct, [n].
+    """
+
+    def __init__(self, size: int, rows: NDArray[np.int64]) -> None:
+        """Prepare.
+
+        Args:
+            size: N.
+            rows: each from 0 to N - 1, in any order.
+        """
+        self.rows = np.unique(np.asarray(rows, dtype=np.int64))
+        bits = np.ones(size, dtype=bool)
+        bits[self.rows] = False
+        self.packed = np.packbits(bits, bitorder="little")
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.rows)
+
+    def drop_from(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return those of some rows that are not gone."""
+        if not len(self.rows) or not len(rows):
+            return rows
+        places = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        return np.asarray(rows[self.rows[places] != rows])
+
+
+def excluded_but(excluded: NDArray[np.int64] | None, removed: RemovedRows | None) -> NDArray[np.int64]:
+    """Return the excluded rows that are not removed already: [n]."""
+    rows = np.empty(0, np.int64) if excluded is None else np.asarray(excluded, dtype=np.int64)
+    return rows if removed is None else removed.drop_from(rows)
+
+
 class Selector:
     """A selector of FAISS, with the arrays and selectors that it keeps bare pointers to.
 
@@ -33,13 +70,20 @@ class Selector:
         faiss: to hand to a search; None where every row may be answered.
     """
 
-    def __init__(self, size: int, excluded: NDArray[np.int64] | None, allowed: NDArray[np.int64] | None) -> None:
+    def __init__(
+        self,
+        size: int,
+        excluded: NDArray[np.int64] | None,
+        allowed: NDArray[np.int64] | None,
+        removed: RemovedRows | None = None,
+    ) -> None:
         """Make it.
 
         Args:
             size: N.
             excluded: rows that must not be answered; not looked at where `allowed` is given.
             allowed: sorted rows that may be answered; None: all.
+            removed: rows that are gone; not looked at where `allowed` is given.
         """
         self._kept: list[object] = []
         self.faiss = None
@@ -49,10 +93,17 @@ class Selector:
             packed = np.packbits(bits, bitorder="little")
             self.faiss = faiss.IDSelectorBitmap(packed)
             self._kept.append(packed)
-        elif allowed is None and excluded is not None and len(excluded):
-            listed = faiss.IDSelectorBatch(np.ascontiguousarray(excluded, dtype=np.int64))
-            self.faiss = faiss.IDSelectorNot(listed)
-            self._kept.append(listed)
+        elif allowed is None:
+            if excluded is not None and len(excluded):
+                listed = faiss.IDSelectorBatch(np.ascontiguousarray(excluded, dtype=np.int64))
+                self.faiss = faiss.IDSelectorNot(listed)
+                self._kept.append(listed)
+            if removed is not None and len(removed):
+                left = faiss.IDSelectorBitmap(removed.packed)
+                self._kept += [left, removed]
+                if self.faiss is not None:
+                    self._kept.append(self.faiss)
+                self.faiss = left if self.faiss is None else faiss.IDSelectorAnd(left, self.faiss)
 
 
 @contextlib.contextmanager

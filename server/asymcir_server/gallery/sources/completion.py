@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from asymcir_server.encode.vectors import usable_rows
 from asymcir_server.gallery.sources.decode import DecodedPicture
-from asymcir_server.gallery.sources.encoded import Encoded, EncodedPictures
+from asymcir_server.gallery.sources.encoded import Encoded, PictureMemory
 
 
 def complete(
     pictures: Sequence[DecodedPicture],
-    encoded: EncodedPictures,
+    encoded: PictureMemory,
     encode: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
 ) -> tuple[list[Encoded], int]:
     """Find or make the vector of every picture of a batch.

@@ -16,7 +16,7 @@ import logging
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -27,8 +27,8 @@ from asymcir_common.places import Rejected
 from numpy.typing import NDArray
 from PIL import Image
 
-from asymcir_server.gallery.sources.encoded import Encoded, EncodedPictures, Wanted
-from asymcir_server.gallery.sources.entries import Entry, Source
+from asymcir_server.gallery.sources.encoded import Encoded, PictureMemory, Wanted
+from asymcir_server.gallery.sources.entries import Entry
 from asymcir_server.gallery.sources.near_duplicates import hash_picture
 from asymcir_server.gallery.sources.thumbnails import make_thumbnail
 
@@ -62,9 +62,9 @@ class DecodedPicture:
 
 
 def decode_batches(
-    source: Source,
+    source: Iterable[Entry | Rejected],
     spec: Preprocessing,
-    encoded: EncodedPictures,
+    encoded: PictureMemory,
     wanted: Wanted,
     *,
     batch_size: int,
@@ -122,9 +122,7 @@ def decode_batches(
 class _Loader:
     """What a worker does with one entry."""
 
-    def __init__(
-        self, spec: Preprocessing, encoded: EncodedPictures, wanted: Wanted, large: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, spec: Preprocessing, encoded: PictureMemory, wanted: Wanted, large: ThreadPoolExecutor) -> None:
         self._spec, self._encoded, self._wanted, self._large = spec, encoded, wanted, large
 
     def load(self, entry: Entry) -> DecodedPicture:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from asymcir_common import BundleError, read_manifest
@@ -21,6 +22,8 @@ from asymcir_common.manifest import GALLERY
 from numpy.typing import NDArray
 
 from asymcir_server.encode.bundle import ServerBundle
+from asymcir_server.gallery.changes.delta import ChangesReader
+from asymcir_server.gallery.changes.table import changes_path, digest_base
 from asymcir_server.gallery.metadata import METADATA_NAME
 from asymcir_server.gallery.snapshots import BUILDING_NAME, current_snapshot
 from asymcir_server.gallery.sources.near_duplicates import HASHES_NAME
@@ -93,10 +96,20 @@ def encoder_digest(bundle: ServerBundle, target: str) -> str:
     return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
+class PictureMemory(Protocol):
+    """What was made of pictures, by the digest of their files. Safe to share between threads."""
+
+    def find(self, digest: bytes) -> Encoded:
+        """Return what is known of a picture."""
+
+    def add(self, pictures: Iterable[tuple[bytes, Encoded]]) -> None:
+        """Keep what was made of pictures."""
+
+
 class EncodedPictures:
     """Finds and keeps what was made of pictures. Safe to share between threads; one of them adds."""
 
-    def __init__(self, folder: Path, wanted: Wanted, before: "_Snapshot | None" = None) -> None:
+    def __init__(self, folder: Path, wanted: Wanted, before: "SnapshotPictures | None" = None) -> None:
         """Begin; the file is opened where there is one, and made at the first `add` otherwise.
 
         Args:
@@ -194,13 +207,30 @@ class EncodedPictures:
         self._connection = connection
 
 
-class _Snapshot:
-    """What a published snapshot knows of pictures, by digest."""
+class SnapshotPictures:
+    """What a published snapshot, and the changes made to it, know of pictures, by digest."""
 
-    def __init__(self, folder: Path, wanted: Wanted) -> None:
-        manifest = read_manifest(folder, format=GALLERY)
+    def __init__(self, folder: Path, wanted: Wanted, *, sampled: bool = False) -> None:
+        """Open a snapshot.
+
+        Args:
+            folder: of the snapshot.
+            wanted: what is made of pictures.
+            sampled: check its large files by a sample only.
+
+        Raises:
+            BundleError: it is damaged, or another encoder made it.
+        """
+        manifest = read_manifest(folder, format=GALLERY, sampled=sampled)
         if manifest.properties.get("encoder") != wanted.encoder:
             raise BundleError("another encoder made it")
+        self._encoder = wanted.encoder
+        self._changes = ChangesReader(
+            changes_path(folder.parent.parent, folder.name),
+            digest_base(folder),
+            int(manifest.require("size")),
+            int(manifest.require("embedding_width")),
+        )
         self._lock = threading.Lock()
         with opening_table(folder / METADATA_NAME) as self._connection:
             self._connection.execute("SELECT digest FROM items LIMIT 0")
@@ -213,10 +243,18 @@ class _Snapshot:
             self._thumbnails = ThumbnailReader(folder / THUMBNAILS_NAME)
 
     def find(self, digest: bytes) -> Encoded:
+        """Return what is known of a picture."""
         with self._lock:
             found = self._connection.execute("SELECT row FROM items WHERE digest = ? LIMIT 1", (digest,)).fetchone()
         if found is None:
-            return Encoded()
+            if (added := self._changes.find(digest, self._encoder)) is None:
+                return Encoded()
+            vector, thumbnail, hashed = added
+            return Encoded(
+                vector=vector,
+                thumbnail=None if self._thumbnails is None else thumbnail,
+                picture_hash=None if self._hashes is None or hashed is None else hashed % 2**64,
+            )
         return Encoded(
             vector=np.array(self._vectors[found[0]]),
             thumbnail=None if self._thumbnails is None else self._thumbnails.read(digest),
@@ -224,7 +262,9 @@ class _Snapshot:
         )
 
     def close(self) -> None:
+        """Close its files."""
         self._connection.close()
+        self._changes.close()
         if self._thumbnails is not None:
             self._thumbnails.close()
 
@@ -234,9 +274,9 @@ def open_encoded(gallery: Path, wanted: Wanted) -> EncodedPictures:
 
     A snapshot that is damaged, of another encoder, or without digests is not used.
     """
-    before: _Snapshot | None = None
+    before: SnapshotPictures | None = None
     try:
-        before = _Snapshot(current_snapshot(gallery), wanted)
+        before = SnapshotPictures(current_snapshot(gallery), wanted)
     except (BundleError, OSError, ValueError, sqlite3.Error) as exc:
         _log.debug("the current snapshot of %s gives no vectors: %s", gallery, exc)
     return EncodedPictures(gallery / BUILDING_NAME, wanted, before)
