@@ -13,14 +13,19 @@ from .errors import (
     ServerUnavailableError,
     SpaceMismatchError,
 )
+from .remote.admin import AddedPicture, CompactedGallery, GalleryAdmin, NewPicture
 from .remote.answers import GalleryDescription, SearchHit, SearchResult, SearchTiming, ServerDescription, ServerLimits
 from .remote.client import RetrievalClient
 
 __all__ = [
+    "AddedPicture",
     "AddressError",
+    "CompactedGallery",
     "DeviceBundle",
     "EncoderError",
+    "GalleryAdmin",
     "GalleryDescription",
+    "NewPicture",
     "OutputError",
     "QueryEncoder",
     "RequestRefusedError",

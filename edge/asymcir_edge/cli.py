@@ -36,7 +36,7 @@ _SUMMARIES = {
     "encode": "turn pictures into sentence tokens, on this device",
     "eval": "measure retrieval accuracy on a dataset",
     "export": "write a device or a server bundle from trained models",
-    "gallery": "build a gallery from pictures, check it, keep its snapshots",
+    "gallery": "build, change and check a gallery, and keep its snapshots",
     "query": "search a server by a picture and a typed change",
     "selftest": "compare a device bundle with its golden tokens on this machine, and time it",
     "serve": "answer composed queries over gRPC",

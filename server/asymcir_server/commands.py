@@ -24,6 +24,7 @@ from asymcir_common.arguments import (
     whole_number,
 )
 
+from asymcir_server.change_commands import register_changes
 from asymcir_server.history_commands import register_history
 
 DEFAULT_PORT = 50051
@@ -33,7 +34,7 @@ Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 
 def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     """Add `asymcir gallery` and its actions."""
-    gallery = subparsers.add_parser("gallery", help="build a gallery from pictures, check it, keep its snapshots")
+    gallery = subparsers.add_parser("gallery", help="build, change and check a gallery, and keep its snapshots")
     actions = gallery.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     build = actions.add_parser(
@@ -41,7 +42,7 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         help="build the next snapshot of a gallery",
         description="Encode pictures and write them as the next snapshot of a gallery. A picture that cannot be read "
         "is listed in the snapshot's quarantine.jsonl with the reason. A picture of the current snapshot, or of an "
-        "interrupted build, is not encoded again. Servers that run keep their snapshot.",
+        "interrupted build, is not encoded again. Servers that run take the new snapshot.",
     )
     build.add_argument(
         "images",
@@ -96,6 +97,7 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     info = actions.add_parser("info", help="check a gallery and say what it holds")
     add_gallery_folder(info)
     info.set_defaults(run=run_gallery_info)
+    register_changes(actions)
     register_history(actions)
 
 
@@ -183,6 +185,17 @@ def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         metavar="SECONDS",
         help="for requests in flight at the end (default: 30)",
     )
+    serve.add_argument(
+        "--follow",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="answer from new snapshots and with changes to galleries, within a second (default: --follow)",
+    )
+    serve.add_argument(
+        "--admin",
+        action="store_true",
+        help="let callers change the galleries too, by the service GalleryAdmin; whoever reaches the port may call it",
+    )
     serve.set_defaults(run=run_serve)
 
 
@@ -236,6 +249,9 @@ def run_gallery_info(args: argparse.Namespace) -> int:
             print(f"{name:<20}{getattr(gallery, name)}")
         if gallery.items:
             print(f"{'items':<20}{gallery.items}")
+        if gallery.change:
+            added, removed, updated = gallery.describe_changes()
+            print(f"{'changes':<20}{gallery.change}: {added} added, {removed} removed, {updated} with other metadata")
         for column in gallery.columns.by_key.values():
             print(f"{'column':<20}{column.key!r} ({column.type})")
     finally:
@@ -249,7 +265,14 @@ def run_serve(args: argparse.Namespace) -> int:
     from asymcir_server.serve.service import ServiceLimits
 
     limits = ServiceLimits(concurrency=args.concurrency, max_in_flight=args.max_in_flight, max_top_k=args.max_top_k)
-    config = ServerConfig(host=args.host, port=args.port, limits=limits, drain_timeout_s=args.drain_timeout)
+    config = ServerConfig(
+        host=args.host,
+        port=args.port,
+        limits=limits,
+        drain_timeout_s=args.drain_timeout,
+        follow=args.follow,
+        admin=args.admin,
+    )
 
     def announce(server: RetrievalServer) -> None:
         print(f"serving {', '.join(folders)} on {server.address}", flush=True)

@@ -9,7 +9,7 @@ AsymcirError (asymcir_protos)
     ├── UnavailableError         the server is starting or draining; UNAVAILABLE
     ├── OverloadedError          too many requests in flight; RESOURCE_EXHAUSTED with a retry hint
     ├── DeadlineError            the caller's deadline passed while the request waited; DEADLINE_EXCEEDED
-    ├── GalleryBuildError        a gallery that cannot be built or changed as asked; FAILED_PRECONDITION
+    ├── GalleryBuildError        a gallery that cannot be built or changed as asked; ABORTED
     │   └── GalleryLockedError   another writer holds the gallery; ABORTED
     └── ListenError              an address that cannot be listened on
 

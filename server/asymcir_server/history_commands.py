@@ -31,10 +31,13 @@ def register_history(actions: "Subparsers[argparse.ArgumentParser]") -> None:
         "rollback",
         help="make an earlier snapshot the current one",
         description="Check an earlier snapshot and make it the current one. The later ones stay, and the next build "
-        "takes the next number. Servers that run keep the snapshot that they opened.",
+        "takes the next number. The changes made to a snapshot stay with it. Servers that run follow.",
     )
     add_gallery_folder(rollback)
     rollback.add_argument("--version", metavar="NUMBER", help="which (default: the one before the current one)")
+    rollback.add_argument(
+        "--discard-changes", action="store_true", help="undo the changes made to that snapshot, for good"
+    )
     rollback.set_defaults(run=run_rollback)
 
     gc = actions.add_parser("gc", help="remove old snapshots")
@@ -59,7 +62,10 @@ def run_list(args: argparse.Namespace) -> int:
     for record in found:
         held = "damaged manifest" if record.size is None else f"{record.size} pictures as {record.target}"
         mark = "*" if record.current else " "
-        print(f"{mark} {record.version}  {held}, {record.index_kind or 'no index'}, {record.size_bytes / 1e6:.1f} MB")
+        line = f"{mark} {record.version}  {held}, {record.index_kind or 'no index'}, {record.size_bytes / 1e6:.1f} MB"
+        if record.added or record.removed or record.updated:
+            line += f"; changes: {record.added} added, {record.removed} removed, {record.updated} with other metadata"
+        print(line)
     return 0
 
 
@@ -76,7 +82,7 @@ def run_rollback(args: argparse.Namespace) -> int:
     """Run `asymcir gallery rollback`."""
     from asymcir_server.gallery.history import rollback
 
-    print(f"current snapshot: {rollback(args.gallery, args.version)}")
+    print(f"current snapshot: {rollback(args.gallery, args.version, discard_changes=args.discard_changes)}")
     return 0
 
 

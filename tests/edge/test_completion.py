@@ -33,7 +33,10 @@ def complete(line: str, folder: Path) -> list[str]:
         ("asymcir e", ["encode", "eval", "export"]),
         (
             "asymcir gallery ",
-            ["--help", "--verbose", "-h", "-v", "build", "gc", "info", "list", "rollback", "verify"],
+            [
+                *("--help", "--verbose", "-h", "-v", "add", "build", "compact", "gc", "info", "list", "remove"),
+                *("rollback", "update-metadata", "verify"),
+            ],
         ),
         ("asymcir gallery build x --server-b", ["--server-bundle"]),
         ("asymcir gallery build x --server-bundle S --target ", ["original", "sum", "union"]),

@@ -1,5 +1,6 @@
 """The client of a retrieval server: calls, answers and errors."""
 
+from asymcir_edge.remote.admin import AddedPicture, CompactedGallery, GalleryAdmin, NewPicture
 from asymcir_edge.remote.answers import (
     GalleryDescription,
     SearchHit,
@@ -11,7 +12,11 @@ from asymcir_edge.remote.answers import (
 from asymcir_edge.remote.client import RetrievalClient
 
 __all__ = [
+    "AddedPicture",
+    "CompactedGallery",
+    "GalleryAdmin",
     "GalleryDescription",
+    "NewPicture",
     "RetrievalClient",
     "SearchHit",
     "SearchResult",

@@ -104,6 +104,11 @@ class RetrievalClient:
         """Close the connection; calls that are under way end with an error."""
         self._channel.close()
 
+    @property
+    def channel(self) -> grpc.Channel:
+        """The connection, for other services of the same server."""
+        return self._channel
+
     def describe(self) -> ServerDescription:
         """Ask what the server holds: spaces, galleries, limits.
 

@@ -61,6 +61,7 @@ _REFUSALS: dict[grpc.StatusCode, tuple[type[ServerError], str]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: (RequestRefusedError, "is at its limit"),
     grpc.StatusCode.FAILED_PRECONDITION: (SpaceMismatchError, "does not fit this device"),
     grpc.StatusCode.INVALID_ARGUMENT: (RequestRefusedError, "refused the request"),
+    grpc.StatusCode.ABORTED: (RequestRefusedError, "could not change the gallery"),
     grpc.StatusCode.OUT_OF_RANGE: (RequestRefusedError, "refused the request"),
     grpc.StatusCode.NOT_FOUND: (RequestRefusedError, "does not have what was asked for"),
     grpc.StatusCode.PERMISSION_DENIED: (RequestRefusedError, "does not allow this"),

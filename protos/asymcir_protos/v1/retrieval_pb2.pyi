@@ -239,3 +239,115 @@ class Timing(_message.Message):
     encode_ms: float
     search_ms: float
     def __init__(self, queue_ms: _Optional[float] = ..., encode_ms: _Optional[float] = ..., search_ms: _Optional[float] = ...) -> None: ...
+
+class AddPicturesRequest(_message.Message):
+    __slots__ = ("gallery", "id", "image", "metadata_json", "replace")
+    GALLERY_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    METADATA_JSON_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
+    gallery: str
+    id: str
+    image: bytes
+    metadata_json: str
+    replace: bool
+    def __init__(self, gallery: _Optional[str] = ..., id: _Optional[str] = ..., image: _Optional[bytes] = ..., metadata_json: _Optional[str] = ..., replace: bool = ...) -> None: ...
+
+class AddPicturesResponse(_message.Message):
+    __slots__ = ("id", "status", "reason", "gallery_version")
+    class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATUS_UNSPECIFIED: _ClassVar[AddPicturesResponse.Status]
+        ADDED: _ClassVar[AddPicturesResponse.Status]
+        REPLACED: _ClassVar[AddPicturesResponse.Status]
+        UNCHANGED: _ClassVar[AddPicturesResponse.Status]
+        REJECTED: _ClassVar[AddPicturesResponse.Status]
+    STATUS_UNSPECIFIED: AddPicturesResponse.Status
+    ADDED: AddPicturesResponse.Status
+    REPLACED: AddPicturesResponse.Status
+    UNCHANGED: AddPicturesResponse.Status
+    REJECTED: AddPicturesResponse.Status
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    GALLERY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    status: AddPicturesResponse.Status
+    reason: str
+    gallery_version: str
+    def __init__(self, id: _Optional[str] = ..., status: _Optional[_Union[AddPicturesResponse.Status, str]] = ..., reason: _Optional[str] = ..., gallery_version: _Optional[str] = ...) -> None: ...
+
+class RemoveRequest(_message.Message):
+    __slots__ = ("gallery", "ids", "filter")
+    GALLERY_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    gallery: str
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    filter: Filter
+    def __init__(self, gallery: _Optional[str] = ..., ids: _Optional[_Iterable[str]] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ...) -> None: ...
+
+class RemoveResponse(_message.Message):
+    __slots__ = ("removed", "missing", "gallery_version")
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    GALLERY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    removed: int
+    missing: _containers.RepeatedScalarFieldContainer[str]
+    gallery_version: str
+    def __init__(self, removed: _Optional[int] = ..., missing: _Optional[_Iterable[str]] = ..., gallery_version: _Optional[str] = ...) -> None: ...
+
+class UpdateMetadataRequest(_message.Message):
+    __slots__ = ("gallery", "updates")
+    GALLERY_FIELD_NUMBER: _ClassVar[int]
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
+    gallery: str
+    updates: _containers.RepeatedCompositeFieldContainer[MetadataUpdate]
+    def __init__(self, gallery: _Optional[str] = ..., updates: _Optional[_Iterable[_Union[MetadataUpdate, _Mapping]]] = ...) -> None: ...
+
+class MetadataUpdate(_message.Message):
+    __slots__ = ("id", "metadata_json")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    METADATA_JSON_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    metadata_json: str
+    def __init__(self, id: _Optional[str] = ..., metadata_json: _Optional[str] = ...) -> None: ...
+
+class UpdateMetadataResponse(_message.Message):
+    __slots__ = ("updated", "unchanged", "missing", "gallery_version")
+    UPDATED_FIELD_NUMBER: _ClassVar[int]
+    UNCHANGED_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    GALLERY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    updated: int
+    unchanged: int
+    missing: _containers.RepeatedScalarFieldContainer[str]
+    gallery_version: str
+    def __init__(self, updated: _Optional[int] = ..., unchanged: _Optional[int] = ..., missing: _Optional[_Iterable[str]] = ..., gallery_version: _Optional[str] = ...) -> None: ...
+
+class CompactRequest(_message.Message):
+    __slots__ = ("gallery", "index_kind")
+    GALLERY_FIELD_NUMBER: _ClassVar[int]
+    INDEX_KIND_FIELD_NUMBER: _ClassVar[int]
+    gallery: str
+    index_kind: str
+    def __init__(self, gallery: _Optional[str] = ..., index_kind: _Optional[str] = ...) -> None: ...
+
+class CompactResponse(_message.Message):
+    __slots__ = ("gallery_version", "size", "added", "removed", "updated", "index_kind", "index_recall_at_10")
+    GALLERY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    ADDED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    UPDATED_FIELD_NUMBER: _ClassVar[int]
+    INDEX_KIND_FIELD_NUMBER: _ClassVar[int]
+    INDEX_RECALL_AT_10_FIELD_NUMBER: _ClassVar[int]
+    gallery_version: str
+    size: int
+    added: int
+    removed: int
+    updated: int
+    index_kind: str
+    index_recall_at_10: float
+    def __init__(self, gallery_version: _Optional[str] = ..., size: _Optional[int] = ..., added: _Optional[int] = ..., removed: _Optional[int] = ..., updated: _Optional[int] = ..., index_kind: _Optional[str] = ..., index_recall_at_10: _Optional[float] = ...) -> None: ...

@@ -145,3 +145,230 @@ class Retrieval(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class GalleryAdminStub(object):
+    """Changes to the galleries of a running server; `asymcir serve --admin` offers it. What is acknowledged is on disk, and
+    searches on this server find it at once.
+
+    INVALID_ARGUMENT     the request cannot be understood.
+    FAILED_PRECONDITION  the server's bundle makes vectors of another space than the gallery's.
+    NOT_FOUND            no such gallery.
+    ABORTED              another writer holds the gallery, or it cannot be changed so; the message says which.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.AddPictures = channel.stream_stream(
+                '/asymcir.v1.GalleryAdmin/AddPictures',
+                request_serializer=asymcir__protos_dot_v1_dot_retrieval__pb2.AddPicturesRequest.SerializeToString,
+                response_deserializer=asymcir__protos_dot_v1_dot_retrieval__pb2.AddPicturesResponse.FromString,
+                _registered_method=True)
+        self.Remove = channel.unary_unary(
+                '/asymcir.v1.GalleryAdmin/Remove',
+                request_serializer=asymcir__protos_dot_v1_dot_retrieval__pb2.RemoveRequest.SerializeToString,
+                response_deserializer=asymcir__protos_dot_v1_dot_retrieval__pb2.RemoveResponse.FromString,
+                _registered_method=True)
+        self.UpdateMetadata = channel.unary_unary(
+                '/asymcir.v1.GalleryAdmin/UpdateMetadata',
+                request_serializer=asymcir__protos_dot_v1_dot_retrieval__pb2.UpdateMetadataRequest.SerializeToString,
+                response_deserializer=asymcir__protos_dot_v1_dot_retrieval__pb2.UpdateMetadataResponse.FromString,
+                _registered_method=True)
+        self.Compact = channel.unary_unary(
+                '/asymcir.v1.GalleryAdmin/Compact',
+                request_serializer=asymcir__protos_dot_v1_dot_retrieval__pb2.CompactRequest.SerializeToString,
+                response_deserializer=asymcir__protos_dot_v1_dot_retrieval__pb2.CompactResponse.FromString,
+                _registered_method=True)
+
+
+class GalleryAdminServicer(object):
+    """Changes to the galleries of a running server; `asymcir serve --admin` offers it. What is acknowledged is on disk, and
+    searches on this server find it at once.
+
+    INVALID_ARGUMENT     the request cannot be understood.
+    FAILED_PRECONDITION  the server's bundle makes vectors of another space than the gallery's.
+    NOT_FOUND            no such gallery.
+    ABORTED              another writer holds the gallery, or it cannot be changed so; the message says which.
+    """
+
+    def AddPictures(self, request_iterator, context):
+        """Adds pictures, which the server encodes. Each is answered once it is durable; the order may differ. A stream that
+        breaks may be sent again: what is there already, by id and file, is UNCHANGED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Remove(self, request, context):
+        """Removes pictures, all in one change; ids that the gallery does not hold are no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateMetadata(self, request, context):
+        """Sets metadata keys, all in one change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Compact(self, request, context):
+        """Merges the changes into a new snapshot, which answers from then on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_GalleryAdminServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'AddPictures': grpc.stream_stream_rpc_method_handler(
+                    servicer.AddPictures,
+                    request_deserializer=asymcir__protos_dot_v1_dot_retrieval__pb2.AddPicturesRequest.FromString,
+                    response_serializer=asymcir__protos_dot_v1_dot_retrieval__pb2.AddPicturesResponse.SerializeToString,
+            ),
+            'Remove': grpc.unary_unary_rpc_method_handler(
+                    servicer.Remove,
+                    request_deserializer=asymcir__protos_dot_v1_dot_retrieval__pb2.RemoveRequest.FromString,
+                    response_serializer=asymcir__protos_dot_v1_dot_retrieval__pb2.RemoveResponse.SerializeToString,
+            ),
+            'UpdateMetadata': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateMetadata,
+                    request_deserializer=asymcir__protos_dot_v1_dot_retrieval__pb2.UpdateMetadataRequest.FromString,
+                    response_serializer=asymcir__protos_dot_v1_dot_retrieval__pb2.UpdateMetadataResponse.SerializeToString,
+            ),
+            'Compact': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compact,
+                    request_deserializer=asymcir__protos_dot_v1_dot_retrieval__pb2.CompactRequest.FromString,
+                    response_serializer=asymcir__protos_dot_v1_dot_retrieval__pb2.CompactResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'asymcir.v1.GalleryAdmin', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('asymcir.v1.GalleryAdmin', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class GalleryAdmin(object):
+    """Changes to the galleries of a running server; `asymcir serve --admin` offers it. What is acknowledged is on disk, and
+    searches on this server find it at once.
+
+    INVALID_ARGUMENT     the request cannot be understood.
+    FAILED_PRECONDITION  the server's bundle makes vectors of another space than the gallery's.
+    NOT_FOUND            no such gallery.
+    ABORTED              another writer holds the gallery, or it cannot be changed so; the message says which.
+    """
+
+    @staticmethod
+    def AddPictures(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/asymcir.v1.GalleryAdmin/AddPictures',
+            asymcir__protos_dot_v1_dot_retrieval__pb2.AddPicturesRequest.SerializeToString,
+            asymcir__protos_dot_v1_dot_retrieval__pb2.AddPicturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Remove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/asymcir.v1.GalleryAdmin/Remove',
+            asymcir__protos_dot_v1_dot_retrieval__pb2.RemoveRequest.SerializeToString,
+            asymcir__protos_dot_v1_dot_retrieval__pb2.RemoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateMetadata(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/asymcir.v1.GalleryAdmin/UpdateMetadata',
+            asymcir__protos_dot_v1_dot_retrieval__pb2.UpdateMetadataRequest.SerializeToString,
+            asymcir__protos_dot_v1_dot_retrieval__pb2.UpdateMetadataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/asymcir.v1.GalleryAdmin/Compact',
+            asymcir__protos_dot_v1_dot_retrieval__pb2.CompactRequest.SerializeToString,
+            asymcir__protos_dot_v1_dot_retrieval__pb2.CompactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -24,8 +24,10 @@ from asymcir_server.encode.bundle import ServerBundle
 from asymcir_server.errors import ListenError
 from asymcir_server.gallery import Gallery, GalleryHolder
 from asymcir_server.gallery.changes.following import FollowThread
+from asymcir_server.serve.admin import MAX_PICTURE_MESSAGE_BYTES, GalleryAdminService
 from asymcir_server.serve.service import MAX_MESSAGE_BYTES, RetrievalService, ServiceLimits
 
+ADMIN_SERVICE_NAME: str = retrieval_pb2.DESCRIPTOR.services_by_name["GalleryAdmin"].full_name
 SERVICE_NAME: str = retrieval_pb2.DESCRIPTOR.services_by_name["Retrieval"].full_name
 
 _SPARE_THREADS = 4  # for refusals, Describe and health while every admitted request waits
@@ -43,6 +45,7 @@ class ServerConfig:
         limits: per request, and how many.
         drain_timeout_s: how long requests in flight may take to end after the signal to stop.
         follow: answer from a new snapshot, and with changes made to one, while running.
+        admin: offer the service GalleryAdmin too.
     """
 
     host: str = "127.0.0.1"
@@ -50,6 +53,7 @@ class ServerConfig:
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     drain_timeout_s: float = 30.0
     follow: bool = True
+    admin: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= MAX_PORT:
@@ -89,7 +93,8 @@ class RetrievalServer:
         self._pools = ThreadPoolExecutor(threads, "rpc"), ThreadPoolExecutor(1, "health")
         self._health = health.HealthServicer(experimental_thread_pool=self._pools[1])
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self._server = _make_server(self.service, self._health, self._pools[0])
+        admin = GalleryAdminService(bundle, self.service) if self._config.admin else None
+        self._server = _make_server(self.service, self._health, self._pools[0], admin)
         self._follow: FollowThread | None = None
         self._stopped = False
 
@@ -209,14 +214,17 @@ def serve(
 
 
 def _make_server(
-    service: RetrievalService, health_service: health.HealthServicer, pool: ThreadPoolExecutor
+    service: RetrievalService,
+    health_service: health.HealthServicer,
+    pool: ThreadPoolExecutor,
+    admin: GalleryAdminService | None,
 ) -> grpc.Server:
     server = grpc.server(
         pool,
         options=[
             # Without this two servers share one port silently and answer in turns.
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES if admin is None else MAX_PICTURE_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             # Phones ping an idle channel to keep it through NATs; by default a server answers that with
             # GOAWAY too_many_pings when they come more often than every five minutes.
@@ -227,8 +235,12 @@ def _make_server(
         ],
     )
     retrieval_pb2_grpc.add_RetrievalServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
+    if admin is not None:
+        retrieval_pb2_grpc.add_GalleryAdminServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
+        names.insert(1, ADMIN_SERVICE_NAME)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection(names, server)
     return server
 
 

@@ -180,7 +180,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             RequestError, TokensError, SpaceMismatchError, GalleryNotFoundError: the request's fault.
             UnavailableError, OverloadedError, DeadlineError: not now.
         """
-        with self._lease_gallery(request.gallery) as (name, gallery):
+        with self.lease_gallery(request.gallery) as (name, gallery):
             return self._answer(request, name, gallery, timeout_s)
 
     def _answer(
@@ -223,7 +223,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
         return response
 
     @contextmanager
-    def _lease_gallery(self, name: str) -> Iterator[tuple[str, Gallery]]:
+    def lease_gallery(self, name: str) -> Iterator[tuple[str, Gallery]]:
         """Give the gallery of a request, the same one until the request ends, whatever replaces it meanwhile."""
         name = name or next(iter(self.holders))
         if name not in self.holders:

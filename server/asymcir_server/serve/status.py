@@ -10,6 +10,7 @@ from asymcir_common.errors import RETRY_AFTER_KEY
 
 from asymcir_server.errors import (
     DeadlineError,
+    GalleryBuildError,
     GalleryNotFoundError,
     OverloadedError,
     RequestError,
@@ -25,6 +26,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (UnavailableError, grpc.StatusCode.UNAVAILABLE),
     (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (GalleryBuildError, grpc.StatusCode.ABORTED),
 )
 
 _log = logging.getLogger(__name__)

@@ -114,17 +114,39 @@ class Encoder:
         return self._targets.compute_targets(self._visual.encode_image(pixels), target)
 
 
-class _Known:
-    """The pictures that a gallery holds; what is added is found there once its batch is written."""
+class KnownPictures:
+    """The pictures that a gallery holds; what is added is found there once its batch is written.
 
-    def __init__(self, pictures: SnapshotPictures | None) -> None:
+    Attributes:
+        identity: of the snapshot.
+    """
+
+    def __init__(self, identity: str, pictures: SnapshotPictures | None) -> None:
+        """Use `open`."""
+        self.identity = identity
         self._pictures = pictures
 
+    @classmethod
+    def open(cls, editor: Editor, bundle: ServerBundle) -> "KnownPictures":
+        """Open what the gallery knows; nothing where another export of the same model made its vectors."""
+        try:
+            pictures = SnapshotPictures(editor.folder, _describe_wanted(editor, bundle), sampled=True)
+        except BundleError as exc:
+            _log.debug("%s gives no vectors: %s", editor.folder, exc)
+            return cls(editor.gallery.identity, None)
+        return cls(editor.gallery.identity, pictures)
+
     def find(self, digest: bytes) -> Encoded:
+        """Return what is known of a picture."""
         return Encoded() if self._pictures is None else self._pictures.find(digest)
 
     def add(self, pictures: Iterable[tuple[bytes, Encoded]]) -> None:
-        pass
+        """Do nothing: the gallery itself keeps them."""
+
+    def close(self) -> None:
+        """Close the snapshot's files."""
+        if self._pictures is not None:
+            self._pictures.close()
 
 
 class Adder:
@@ -134,8 +156,14 @@ class Adder:
         encoded: pictures that went through the visual encoder so far.
     """
 
-    def __init__(self, editor: Editor, encoder: Encoder, config: AddConfig) -> None:
+    def __init__(self, editor: Editor, encoder: Encoder, config: AddConfig, known: KnownPictures) -> None:
         """Check that they fit each other.
+
+        Args:
+            editor: of the gallery.
+            encoder: makes the vectors.
+            config: how.
+            known: the pictures of the same gallery.
 
         Raises:
             SpaceMismatchError: the bundle makes vectors of another space than the gallery's.
@@ -148,19 +176,12 @@ class Adder:
                 f"the gallery {gallery.folder} is of the target space {gallery.target_space} ({gallery.target}), the "
                 f"server bundle makes {bundle.target_spaces.get(gallery.target)}: pass the bundle that built it"
             )
-        self._wanted = Wanted(
-            encoder=encoder_digest(bundle, gallery.target),
-            width=gallery.embedding_width,
-            thumbnail_side=gallery.thumbnail_side,
-            picture_hash=HASHES_NAME in editor.files,
-        )
-        self._pictures: SnapshotPictures | None = None
-        with contextlib.suppress(BundleError):  # another export of the same model made them: they are encoded again
-            self._pictures = SnapshotPictures(editor.folder, self._wanted, sampled=True)
+        self._wanted = _describe_wanted(editor, bundle)
+        self._known = known
 
     def add(self, entries: Iterable[Entry | Rejected]) -> Iterator[list[Outcome]]:
         """Add pictures; yields what became of each, batch by batch, once the batch is durable and visible."""
-        known, target = _Known(self._pictures), self._editor.gallery.target
+        known, target = self._known, self._editor.gallery.target
 
         def encode(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
             return self._encoder.encode(pixels, target)
@@ -202,10 +223,15 @@ class Adder:
                     )
                 yield [*self._editor.add(new, replace=self._config.replace), *outcomes]
 
-    def close(self) -> None:
-        """Close what it looks pictures up in."""
-        if self._pictures is not None:
-            self._pictures.close()
+
+def _describe_wanted(editor: Editor, bundle: ServerBundle) -> Wanted:
+    gallery = editor.gallery
+    return Wanted(
+        encoder=encoder_digest(bundle, gallery.target),
+        width=gallery.embedding_width,
+        thumbnail_side=gallery.thumbnail_side,
+        picture_hash=HASHES_NAME in editor.files,
+    )
 
 
 def add_pictures(
@@ -235,8 +261,8 @@ def add_pictures(
     source = open_source(images)
     counts, reasons, rejected, done = dict.fromkeys((ADDED, REPLACED, UNCHANGED), 0), ReasonCounts(), [], 0
     with edit_gallery(gallery, "gallery add", wait_s=config.wait_s) as editor:
-        adder = Adder(editor, Encoder(bundle), config)
-        with contextlib.closing(adder):
+        with contextlib.closing(KnownPictures.open(editor, bundle)) as known:
+            adder = Adder(editor, Encoder(bundle), config, known)
             for outcomes in adder.add(source):
                 for outcome in outcomes:
                     done += 1

@@ -64,7 +64,7 @@ class Source:
             path, lines = place.path(row), []
             try:
                 lines = place.lines(row)
-                metadata = _read_metadata(lines[0]) if lines else {}
+                metadata = read_metadata(lines[0]) if lines else {}
             except (ImageError, ValueError) as exc:
                 yield Rejected(id=identity, path=path, reason=str(exc))
             else:
@@ -89,7 +89,7 @@ def open_source(images: str | Path | Sequence[str | Path]) -> Source:
         raise GalleryBuildError(str(exc)) from exc
 
 
-def _read_metadata(line: bytes) -> dict[str, Any]:
+def read_metadata(line: bytes) -> dict[str, Any]:
     """Return all of a line that names neither the picture nor its id.
 
     It is sent through the message that will carry it, so that no search answer can fail on it later.
