@@ -5,7 +5,7 @@ DEMO := .venv-demo
 PROTO := .venv-proto
 PROTO_FILE := protos/asymcir_protos/v1/retrieval.proto
 
-.PHONY: help install demo demo-assets emoji ablation check docs test proto proto-check bench bench-arm bench-device bench-gallery bench-gallery-build bench-server-sizes bench-training clean
+.PHONY: help install demo demo-assets emoji ablation check docs test soak proto proto-check bench bench-arm bench-device bench-gallery bench-gallery-build bench-server-sizes bench-training clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ demo: $(DEMO)/ready  ## Install the runtime (no torch) and watch the whole produ
 
 test: $(DEV)/ready  ## Run the tests
 	$(DEV)/bin/pytest
+
+soak: $(DEV)/ready  ## Kill writers of galleries a hundred times each, and fill the disk beneath them (fifteen minutes)
+	KILLS=100 ROUNDS=100 $(DEV)/bin/pytest -s tests/server/gallery/changes/test_kills.py tests/server/gallery/changes/test_disk_full.py
 
 check: $(DEV)/ready proto-check  ## Lint, types, import directions, generated code
 	$(DEV)/bin/ruff check .

@@ -6,7 +6,6 @@ costs what was written, not what is there.
 
 import contextlib
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ import numpy as np
 from asymcir_common import BundleError
 from numpy.typing import NDArray
 
-from asymcir_server.gallery.changes.table import guard_row, open_changes
+from asymcir_server.gallery.changes.table import guard_row, open_readable, waits_in_log
 from asymcir_server.gallery.indexes import RemovedRows
 
 _ADVICE = "`asymcir gallery rollback --discard-changes` drops the changes, or copy the gallery again"
@@ -105,7 +104,7 @@ def count_changes(path: Path) -> tuple[int, int, int]:
     if not path.exists():
         return 0, 0, 0
     try:
-        with contextlib.closing(open_changes(path, write=False)) as connection:
+        with contextlib.closing(open_readable(path)[0]) as connection:
             if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'state'").fetchone() is None:
                 return 0, 0, 0
             size = "(SELECT value FROM state WHERE key = 'size')"
@@ -133,7 +132,7 @@ class ChangesReader:
         self._path, self._base, self._size, self._width = path, base, size, width
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        self._inode: tuple[int, int] | None = None
+        self._place: tuple[int, ...] | None = None
         self._generation = 0
 
     def advance(self, delta: Delta | None = None) -> Delta:
@@ -225,13 +224,14 @@ class ChangesReader:
     def _open(self) -> bool:
         """Open the file if it is there; again, if it is another one than before."""
         try:
-            found = os.stat(self._path)  # noqa: PTH116 - several times a second
+            found = self._path.stat()
         except FileNotFoundError:
             return self._connection is not None  # removed from under us: what was read stays readable
-        inode = (found.st_dev, found.st_ino)
-        if self._connection is not None and inode == self._inode:
+        place: tuple[int, ...] = (found.st_dev, found.st_ino)
+        state = (*place, found.st_mtime_ns, found.st_size, int(waits_in_log(self._path)))
+        if self._connection is not None and self._place in (place, state):
             return True
-        connection = open_changes(self._path, write=False)
+        connection, immutable = open_readable(self._path)
         try:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
             if "state" not in tables:  # whoever makes it is not done, or was killed
@@ -244,7 +244,7 @@ class ChangesReader:
             connection.close()
             raise
         self._close()
-        self._connection, self._inode = connection, inode
+        self._connection, self._place = connection, state if immutable else place
         self._generation += 1
         return True
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 CHANGES_NAME = "changes"
 
-_BUSY_TIMEOUT_S = 10.0
+_OPTIONS: dict[str, Any] = {"uri": True, "isolation_level": None, "check_same_thread": False, "timeout": 10.0}
 _SCHEMA = """
 CREATE TABLE state (key TEXT PRIMARY KEY, value NOT NULL);
 CREATE TABLE pictures (row INTEGER PRIMARY KEY, change INTEGER NOT NULL, id TEXT NOT NULL UNIQUE, item TEXT,
@@ -114,34 +114,56 @@ def guard_row(row: int, *parts: str | bytes | None) -> bytes:
     return digest.digest()
 
 
-def open_changes(path: Path, *, write: bool) -> sqlite3.Connection:
-    """Open a file of changes, in autocommit mode, for every thread.
+def open_writable(path: Path) -> sqlite3.Connection:
+    """Open a file of changes for writing, or make it: in autocommit mode, for every thread.
 
-    A reader that may not write to the folder opens it as it lies there, which is right as long as nothing waits in its
-    log, and nobody writes.
+    Raises:
+        sqlite3.Error: it cannot be opened.
+    """
+    connection: sqlite3.Connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rwc", **_OPTIONS)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def open_readable(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """Open a file of changes for reading, in autocommit mode, for every thread.
+
+    SQLite needs a small file beside it to read along with a writer. Where that cannot be made (another user's folder, a
+    full disk) the file is read as it lies there, which is right while nothing waits in its log.
+
+    Returns:
+        The connection, and whether it reads the file as it lies there: what is written later is not seen through it.
 
     Raises:
         sqlite3.Error: it cannot be opened.
     """
     uri = path.resolve().as_uri()
-    options: dict[str, Any] = {
-        "uri": True, "isolation_level": None, "check_same_thread": False, "timeout": _BUSY_TIMEOUT_S,
-    }  # fmt: skip
-    connection: sqlite3.Connection
-    if write:
-        connection = sqlite3.connect(f"{uri}?mode=rwc", **options)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        return connection
-    if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
-        connection = sqlite3.connect(f"{uri}?mode=rw", **options)
-        connection.execute("PRAGMA query_only = ON")
-        return connection
+    writable = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+    modes = ["rw"] if writable else ["ro"]
+    if not waits_in_log(path):
+        modes.append("ro&immutable=1") if writable else modes.insert(0, "ro&immutable=1")
+    for mode in modes:
+        connection = sqlite3.connect(f"{uri}?mode={mode}", **_OPTIONS)
+        try:
+            connection.execute("PRAGMA query_only = ON")
+            connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        except sqlite3.Error as exc:
+            connection.close()
+            if mode == modes[-1] or not isinstance(exc, sqlite3.OperationalError):
+                raise
+        else:
+            return connection, "immutable" in mode
+    raise AssertionError("unreachable: the last mode returns or raises")
+
+
+def waits_in_log(path: Path) -> bool:
+    """Whether something that was written lies in the log of a file of changes, not in the file."""
     log = path.with_name(f"{path.name}-wal")
-    immutable = "" if log.exists() and log.stat().st_size > 0 else "&immutable=1"
-    connection = sqlite3.connect(f"{uri}?mode=ro{immutable}", **options)
-    connection.execute("PRAGMA query_only = ON")
-    return connection
+    try:
+        return log.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 class ChangesWriter:
@@ -163,7 +185,7 @@ class ChangesWriter:
         base = digest_base(snapshot)
         self._path.parent.mkdir(exist_ok=True)
         try:
-            self._connection = open_changes(self._path, write=True)
+            self._connection = open_writable(self._path)
             self._create(base)
         except sqlite3.DatabaseError as exc:
             if isinstance(exc, sqlite3.OperationalError):  # full, busy, not ours
