@@ -5,7 +5,7 @@ DEMO := .venv-demo
 PROTO := .venv-proto
 PROTO_FILE := protos/asymcir_protos/v1/retrieval.proto
 
-.PHONY: help install demo demo-assets emoji ablation check docs test soak proto proto-check bench bench-arm bench-device bench-gallery bench-gallery-build bench-server-sizes bench-training clean
+.PHONY: help install demo demo-assets emoji ablation check docs test soak proto proto-check bench bench-arm bench-device bench-gallery bench-gallery-build bench-gallery-changes bench-server-sizes bench-training clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -99,6 +99,9 @@ bench-gallery: $(DEV)/ready  ## Build and time every kind of index at 100,000 ve
 bench-gallery-build: $(DEV)/ready  ## Time a gallery build beside its encoder, its decoding, and decoding and encoding in turn
 	$(DEV)/bin/python -m asymcir_benchmarks.costs.gallery_build --work benchmarks/gallery/work/build \
 	  --out benchmarks/results/gallery-build.json
+
+bench-gallery-changes: $(DEV)/ready  ## Time changes to a gallery of 100,000 vectors: adding, removing, updating, merging, searches beside them
+	$(DEV)/bin/python -m asymcir_benchmarks.retrieval.changes --work benchmarks/gallery/work --out benchmarks/results/gallery-changes.json
 
 bench-server-sizes: $(DEV)/ready  ## Write and time server towers, ViT-B/32 to ViT-H/14 (needs demo-assets; 12 GB of disk, 10 GB of memory)
 	$(DEV)/bin/python -m asymcir_benchmarks.costs.server_bundles --out benchmarks/server/work --pictures demo/assets/queries.zip \

@@ -18,7 +18,8 @@ def register_demo(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         "demo",
         help="build the demo's gallery, serve it, and run composed queries and sketches",
         description="Check the demo's bundles, build its gallery, serve it over gRPC, run composed queries and "
-        "sketches of pictures that nothing was trained on, measure the held-out ones, and draw a contact sheet.",
+        "sketches of pictures that nothing was trained on, add a picture, find it by a filter and remove it again, "
+        "measure the held-out queries, and draw a contact sheet.",
     )
     parser.add_argument(
         "--assets", type=Path, default=Path("demo/assets"), help="the data set's folder (default: demo/assets)"
@@ -42,7 +43,7 @@ def run_demo(args: argparse.Namespace) -> int:
     from asymcir_server import ServerBundle
 
     from asymcir_demo.assets import Assets
-    from asymcir_demo.run import ask, build, measure, serving
+    from asymcir_demo.run import ask, build, change, measure, serving
     from asymcir_demo.sheet import TOP, draw_sheet
 
     started_s = time.monotonic()
@@ -66,6 +67,7 @@ def run_demo(args: argparse.Namespace) -> int:
     encoder = QueryEncoder(device)
     with serving(assets, gallery, args.port) as address, RetrievalClient(address) as client:
         answers = ask(assets, encoder, client)
+        changed = change(assets, encoder, client)
     # Both processes at their largest, though not at the same moment: an upper bound.
     serving_mb = _peak_memory_mb(resource.RUSAGE_SELF) + _peak_memory_mb(resource.RUSAGE_CHILDREN)
     print(f"   {'query':<34} {'change':<34} {'rank':>4}  {'ms':>5}  first answer")
@@ -76,7 +78,13 @@ def run_demo(args: argparse.Namespace) -> int:
     sizes = [result.request_size_bytes for _, result in answers]
     print(f"   a query on the wire: {min(sizes)} to {max(sizes)} bytes; the server never saw a picture")
 
-    print("4. Measuring held-out triplets and sketches (all of them, and more: asymcir eval emojicir)")
+    print("4. Changing it while it is served")
+    found = f"rank {changed.rank}" if changed.rank else "not among the first ten"
+    print(f"   added the query {changed.query.stem} (gallery {changed.version}): found by {changed.where} ", end="")
+    print(f"{changed.visible_ms:.0f} ms after it was sent, opening the visual encoder included; by itself: {found}")
+    print(f"   removed it again (gallery {changed.version_after}): not found any more")
+
+    print("5. Measuring held-out triplets and sketches (all of them, and more: asymcir eval emojicir)")
     triplets, sketches = measure(assets, gallery, server, encoder)
     count = len(triplets.triplets)
     print(_indent(f"{count} composed queries, the style unseen by every stage, the concepts by the distillation:"))
@@ -88,7 +96,7 @@ def run_demo(args: argparse.Namespace) -> int:
     right = sum(1 for row, _ in answers if row.rank and row.rank <= TOP)
     title = f"asymcir demo: {len(answers)} queries, right answer among the top {TOP} for {right}"
     draw_sheet([row for row, _ in answers], assets.gallery, SUFFIX, title, sheet)
-    print(f"5. Contact sheet: {sheet}")
+    print(f"6. Contact sheet: {sheet}")
     elapsed_s, memory_mb = time.monotonic() - started_s, max(serving_mb, _peak_memory_mb(resource.RUSAGE_SELF))
     if args.figures is not None:
         figures = {

@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from asymcir_benchmarks.emojicir.catalogue import Catalogue
 from asymcir_benchmarks.emojicir.dataset import SUFFIX
 from asymcir_benchmarks.emojicir.evaluate import Evaluation, evaluate_pictures, evaluate_triplets
-from asymcir_edge import QueryEncoder, RetrievalClient, SearchResult
+from asymcir_common.places import PathReader
+from asymcir_edge import GalleryAdmin, NewPicture, QueryEncoder, RetrievalClient, SearchResult
 from asymcir_server import BuildReport, Gallery, ServerBundle, build_gallery
 from asymcir_server.gallery.build import Progress
 
@@ -46,7 +48,7 @@ def serving(assets: Assets, gallery: Path, port: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         port_file = Path(folder) / "port"
         command = [sys.executable, "-m", "asymcir_edge", "serve", "--server-bundle", str(assets.server_bundle)]
-        command += ["--gallery", f"emoji={gallery}", "--port", str(port), "--port-file", str(port_file)]
+        command += ["--gallery", f"emoji={gallery}", "--port", str(port), "--port-file", str(port_file), "--admin"]
         log = Path(folder) / "log"
         with log.open("wb") as stream:
             process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
@@ -102,6 +104,60 @@ def _ask_one(
     hits = [hit.id for hit in result.hits]
     rank = hits.index(target) + 1 if target in hits else None
     return Row(query=path, change=modifier, note=note, hits=hits, answer=target, rank=rank), result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Changed:
+    """A picture that came to the gallery and went, while the server answered.
+
+    Attributes:
+        query: its file.
+        version: of the gallery with the picture in it.
+        rank: of the picture, asked for with itself; None: not among the first.
+        where: a filter that the picture alone satisfies.
+        visible_ms: from sending it to the answer of a search that found it by that filter.
+        version_after: of the gallery without it.
+    """
+
+    query: Path
+    version: str
+    rank: int | None
+    where: str
+    visible_ms: float
+    version_after: str
+
+
+def change(assets: Assets, encoder: QueryEncoder, client: RetrievalClient) -> Changed:
+    """Add a query's picture to the gallery, find it with a filter, and remove it again.
+
+    Raises:
+        DemoError: an answer is not what it has to be.
+    """
+    path = assets.queries / f"{assets.shown_triplets()[0].reference}{SUFFIX}"
+    tokens, where, identity = encoder.encode_file(path), 'source = "yours"', f"yours/{path.stem}"
+    admin, space = GalleryAdmin(client), encoder.bundle.word_space
+    started_s = time.perf_counter()
+    picture = NewPicture(id=identity, image=PathReader().read(path), metadata={"name": path.stem, "source": "yours"})
+    for added in admin.add([picture]):
+        if added.status == "rejected":
+            raise DemoError(f"the server did not take {path}: {added.reason}")
+    filtered = client.search(tokens, space, top_k=TOP_K, where=where)
+    visible_ms = (time.perf_counter() - started_s) * 1000.0
+    if [hit.id for hit in filtered.hits] != [identity]:
+        raise DemoError(f"expected {identity} alone to satisfy {where}, got {[hit.id for hit in filtered.hits]}")
+    hits = [hit.id for hit in client.search(tokens, space, top_k=TOP_K).hits]
+    admin.remove([identity])
+    after = client.search(tokens, space, top_k=TOP_K)
+    if identity in [hit.id for hit in after.hits]:
+        raise DemoError(f"{identity} was removed and is found still")
+    return Changed(
+        query=path,
+        version=filtered.gallery_version,
+        rank=hits.index(identity) + 1 if identity in hits else None,
+        where=where,
+        visible_ms=visible_ms,
+        version_after=after.gallery_version,
+    )
 
 
 def measure(

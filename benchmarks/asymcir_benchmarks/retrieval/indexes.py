@@ -41,14 +41,19 @@ _LOG = logging.getLogger(__name__)
 def build_parser() -> ArgumentParser:
     """Build the parser of this command."""
     parser = ArgumentParser(prog="python -m asymcir_benchmarks.retrieval.indexes", description=__doc__)
-    parser.add_argument("--sizes", type=_size, nargs="+", default=[(100_000, 384)], metavar="NxE")
+    parser.add_argument("--sizes", type=parse_size, nargs="+", default=[(100_000, 384)], metavar="NxE")
     parser.add_argument("--subjects", nargs="+", choices=[*KINDS, *PEERS], default=[*KINDS, *PEERS])
     parser.add_argument("--work", type=Path, required=True, help="folder for vectors and indexes, kept")
     parser.add_argument("--out", type=Path, required=True)
     return parser
 
 
-def _size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """Read a size such as 100000x384.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if found is None or int(found[1]) < 100 or int(found[2]) < 1:
         raise argparse.ArgumentTypeError(f"expected a size such as 100000x384, got {text}")
