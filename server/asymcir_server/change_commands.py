@@ -20,6 +20,7 @@ from asymcir_common.arguments import (
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 _SHOWN = 10
+_MANY = 10_000  # added pictures, of which each search compares every one
 
 
 def register_changes(actions: "Subparsers[argparse.ArgumentParser]") -> None:
@@ -125,6 +126,8 @@ def run_add(args: argparse.Namespace) -> int:
         f"replaced, {report.unchanged} there already, {len(report.rejected)} put aside, {report.size} pictures now, "
         f"{report.elapsed_s:.1f} s"
     )
+    if report.pending > max(_MANY, report.size // 20):
+        print(f"{report.pending} added since snapshot {report.version}: `asymcir gallery compact` merges them")
     for item in report.rejected[:_SHOWN]:
         print(f"put aside: {item.id}: {item.reason}")
     if len(report.rejected) > _SHOWN:

@@ -21,7 +21,7 @@ from asymcir_benchmarks.errors import BenchmarkError
 from asymcir_benchmarks.pages.commands_table import lay_out_commands
 from asymcir_benchmarks.pages.device_tables import lay_out_arm, lay_out_backbones, lay_out_goals, lay_out_selftest
 from asymcir_benchmarks.pages.emojicir_tables import SKETCH_FIGURES, TARGET_FIGURES
-from asymcir_benchmarks.pages.gallery_tables import lay_out_indexes
+from asymcir_benchmarks.pages.gallery_tables import lay_out_changes, lay_out_indexes
 from asymcir_benchmarks.pages.markdown import describe_source, make_table
 from asymcir_benchmarks.pages.server_tables import lay_out_server_answers, lay_out_server_sizes
 from asymcir_benchmarks.pages.summary_table import SUMMARY_RESULTS, lay_out_summary
@@ -235,6 +235,7 @@ _TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "server-sizes": ("server-sizes.json", lay_out_server_sizes),
     "server-answers": ("server-sizes.json", lay_out_server_answers),
     "indexes": ("gallery.json", lay_out_indexes),
+    "gallery-changes": ("gallery-changes.json", lay_out_changes),
     "tokens": ("tokens.json", lay_out_tokens),
     "training": ("training.json", _recipe),
     "training-millions": ("training.json", lay_out_training_millions),

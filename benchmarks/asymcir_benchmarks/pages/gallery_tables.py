@@ -46,3 +46,31 @@ def lay_out_indexes(record: Mapping[str, Any]) -> str:
     if len(rows) == 1:
         raise KeyError("SIZE, INDEX, build, s")
     return make_table(rows) + f"\n\n{describe_source(record)}"
+
+
+_CHANGES = (
+    ("adding 1,000 vectors, until found by a server, s", "add 1000, until found, s", ".2f"),
+    ("until on disk, s", "add 1000, until on disk, s", ".2f"),
+    ("removing 1,000, until found, s", "remove 1000, until found, s", ".2f"),
+    ("metadata of 1,000, until found, s", "update 1000, until found, s", ".2f"),
+    ("opening the gallery to write, s", "opening by the writer, s", ".2f"),
+    ("search without changes, ms", "search without changes, ms", ".2f"),
+    ("with these changes, ms", "search with changes, ms", ".2f"),
+    ("1% selected, without, ms", "search without changes, 1% selected, ms", ".2f"),
+    ("with, ms", "search with changes, 1% selected, ms", ".2f"),
+    ("merging them, s", "compact, s", ",.0f"),
+)
+
+
+def lay_out_changes(record: Mapping[str, Any]) -> str:
+    """A row for each size and index; what was not measured is a dash."""
+    figures = record["figures"]
+    rows = [["gallery", *(name for name, _, _ in _CHANGES)]]
+    for key in (key for key in figures if key.endswith(", opening, s")):
+        label = key.removesuffix(", opening, s")
+        cells = [figures.get(f"{label}, {name}") for _, name, _ in _CHANGES]
+        shown = ["-" if cell is None else f"{cell:{form}}" for cell, (_, _, form) in zip(cells, _CHANGES, strict=True)]
+        rows.append([label, *shown])
+    if len(rows) == 1:
+        raise KeyError("SIZE, INDEX, opening, s")
+    return make_table(rows) + f"\n\n{describe_source(record)}"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from asymcir_common import write_manifest
+from asymcir_common import BundleError, write_manifest
 from asymcir_common.arguments import MAX_BATCH_SIZE, MAX_THREADS
 from asymcir_common.manifest import GALLERY, MANIFEST_NAME
 from asymcir_common.places import Rejected
@@ -28,6 +28,8 @@ from asymcir_server.encode.targets import TargetEncoder
 from asymcir_server.encode.vectors import usable_rows
 from asymcir_server.encode.visual import VisualEncoder
 from asymcir_server.errors import GalleryBuildError
+from asymcir_server.gallery.changes.delta import count_changes
+from asymcir_server.gallery.changes.table import changes_path
 from asymcir_server.gallery.filters import DEFAULT_ITEM_COLUMN, explain_item, read_item
 from asymcir_server.gallery.indexes import INDEX_NAME, IndexConfig, build_index
 from asymcir_server.gallery.metadata import METADATA_NAME, MetadataWriter
@@ -147,6 +149,7 @@ def build_gallery(
                 },
                 sampled=True,
             )
+            left = _count_left(out)
             snapshot = publish(out, folder, version)
             encoded.clear()
     return BuildReport(
@@ -162,6 +165,7 @@ def build_gallery(
         index_kind=index["index_kind"],
         index_recall_at_10=index["index_recall_at_10"],
         elapsed_s=time.monotonic() - started_s,
+        changes_before=left,
     )
 
 
@@ -187,6 +191,14 @@ def _refuse_other_space(out: Path, target_space: str) -> None:
             f"the gallery {out} is of the target space {held}, this bundle and target make {target_space}: "
             "choose another --gallery, or pass --replace-space if every server that opens it changes its bundle too"
         )
+
+
+def _count_left(out: Path) -> tuple[int, int, int]:
+    """Count the changes that were made to the current snapshot; none where there is none, or they cannot be read."""
+    try:
+        return count_changes(changes_path(out, current_snapshot(out).name))
+    except BundleError:
+        return 0, 0, 0
 
 
 @dataclass(kw_only=True, slots=True)

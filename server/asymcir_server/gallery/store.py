@@ -111,26 +111,22 @@ class Gallery:
     """
 
     def __init__(
-        self, folder: Path, snapshot: Path, *, with_changes: bool = True, changed_from: "Gallery | None" = None
+        self, folder: Path, snapshot: Path, *, shares: "Gallery | None" = None, delta: Delta | None = None
     ) -> None:
         """Verify and open one snapshot; use `open`, which finds the current one and checks its space.
 
         Args:
             folder: the gallery.
             snapshot: its folder.
-            with_changes: with the changes made to it.
-            changed_from: an open gallery of the same snapshot, whose files are shared and not verified again.
+            shares: an open gallery of the same snapshot, whose files are used, and not verified again.
+            delta: the changes made to it; None reads them.
         """
-        self._snapshot: _Snapshot = _Snapshot(folder, snapshot) if changed_from is None else changed_from._snapshot
+        self._snapshot: _Snapshot = _Snapshot(folder, snapshot) if shares is None else shares._snapshot
         held = self._snapshot
         self._closed = False
         held.join()
         try:
-            self._delta: Delta = (
-                held.changes.advance(None if changed_from is None else changed_from._delta)
-                if with_changes
-                else Delta(size=held.size, width=held.width)
-            )
+            self._delta: Delta = delta or held.changes.advance(None if shares is None else shares._delta)
         except BaseException:
             self.close()
             raise
@@ -194,11 +190,10 @@ class Gallery:
         Raises:
             BundleError: the changes cannot be read.
         """
-        newer = Gallery(self.folder, self._snapshot.folder, changed_from=self)
-        if newer._delta is self._delta:
-            newer.close()
+        delta = self._snapshot.changes.advance(self._delta)
+        if delta is self._delta:
             return self
-        return newer
+        return Gallery(self.folder, self._snapshot.folder, shares=self, delta=delta)
 
     @classmethod
     def open(cls, folder: Path, target_spaces: Mapping[str, str] | None = None) -> "Gallery":

@@ -70,6 +70,7 @@ class AddReport:
         version: the snapshot that was changed.
         change: the number of the last change made to it.
         size: N, pictures in the gallery now.
+        pending: of these, added since the snapshot was written.
         added, replaced, unchanged: pictures; unchanged ones were there by id and file.
         encoded: pictures that went through the visual encoder.
         rejected: those put aside, with the reason.
@@ -81,6 +82,7 @@ class AddReport:
     version: str
     change: int
     size: int
+    pending: int
     added: int
     replaced: int
     unchanged: int
@@ -278,6 +280,7 @@ def add_pictures(
             version=editor.gallery.version,
             change=editor.gallery.change,
             size=editor.gallery.size,
+            pending=editor.gallery.describe_changes()[0],
             added=counts[ADDED],
             replaced=counts[REPLACED],
             unchanged=counts[UNCHANGED],

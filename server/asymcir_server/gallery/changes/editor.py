@@ -195,7 +195,7 @@ def edit_gallery(folder: Path, command: str, *, opened: Gallery | None = None, w
     with lock_gallery(folder, command, wait_s=wait_s), explain_write_errors(folder):
         snapshot = current_snapshot(folder)
         if opened is not None and opened.version == snapshot.name and opened.identity == digest_base(snapshot):
-            gallery = Gallery(folder, snapshot, changed_from=opened)
+            gallery = Gallery(folder, snapshot, shares=opened)
         else:
             gallery = Gallery(folder, snapshot)
         try:

@@ -37,6 +37,8 @@ class BuildReport:
         index_kind: its index.
         index_recall_at_10: measured against brute force.
         elapsed_s: wall clock.
+        changes_before: pictures added to the snapshot before, removed from it, and given other metadata, since it was
+            written; they are in the new one as far as the sources hold them.
     """
 
     snapshot: Path
@@ -51,6 +53,7 @@ class BuildReport:
     index_kind: str
     index_recall_at_10: float
     elapsed_s: float
+    changes_before: tuple[int, int, int] = (0, 0, 0)
 
 
 class ReasonCounts:
@@ -94,6 +97,12 @@ def describe_report(report: BuildReport) -> Iterator[str]:
         named = [f"{count} {suffix or '(no suffix)'}" for suffix, count in report.passed_over.items()]
         more = f" and {len(named) - _SHOWN} more suffixes" if len(named) > _SHOWN else ""
         yield f"passed over, not taken for pictures: {', '.join(named[:_SHOWN])}{more}"
+    if any(report.changes_before):
+        added, removed, updated = report.changes_before
+        yield (
+            f"the changes to the snapshot before ({added} added, {removed} removed, {updated} updated) are in "
+            "this one as far as its sources hold them; `asymcir gallery rollback` goes back to it"
+        )
     duplicates = report.duplicates
     if duplicates.exact or duplicates.near:
         near = "" if duplicates.near is None else f", {duplicates.near} look like an earlier one"

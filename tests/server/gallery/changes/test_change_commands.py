@@ -11,6 +11,7 @@ import pytest
 from asymcir_server import BuildConfig, Gallery, ServerBundle, build_gallery
 from asymcir_server.errors import SpaceMismatchError
 from asymcir_server.gallery import AddConfig, add_pictures
+from asymcir_server.gallery.sources.reporting import describe_report
 from tiny_server_bundle import TinyModel, write_tiny_bundle
 
 Run = Callable[..., Any]
@@ -114,6 +115,8 @@ def test_a_rebuild_takes_the_vectors_of_added_pictures_and_another_space_is_refu
     assert add_pictures(folder, pictures / "right", bundle).added == 20
     report = build_gallery(pictures, bundle, folder, config=BuildConfig(thumbnail_side=16, near_duplicates=True))
     assert (report.size, report.encoded) == (40, 0)
+    assert report.changes_before == (20, 0, 0)
+    assert any("snapshot before (20 added" in line for line in describe_report(report))
     other = ServerBundle.load(write_tiny_bundle(tmp_path / "other", TinyModel(seed=8)))
     with pytest.raises(SpaceMismatchError, match="target space"):
         add_pictures(folder, pictures / "right", other)
