@@ -12,7 +12,7 @@ from asymcir_common.places.rules import check_id
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
 
 from asymcir_server.encode.bundle import ServerBundle
-from asymcir_server.errors import OverloadedError, RequestError
+from asymcir_server.errors import OverloadedError, RequestError, UnavailableError
 from asymcir_server.gallery import AddConfig, Editor, compact_gallery, edit_gallery
 from asymcir_server.gallery.changes.adding import Adder, Encoder, KnownPictures
 from asymcir_server.gallery.changes.editor import ADDED, REJECTED, REPLACED, UNCHANGED, Outcome
@@ -34,6 +34,7 @@ MAX_ADMIN_REQUESTS = 4
 _BATCH_SIZE = 16
 _WAIT_S = 10.0  # for another writer, where the caller's deadline allows it
 _RETRY_AFTER_MS = 1000
+_IDLE_POLL_S = 0.5
 _STATUSES = {
     ADDED: retrieval_pb2.AddPicturesResponse.ADDED,
     REPLACED: retrieval_pb2.AddPicturesResponse.REPLACED,
@@ -69,7 +70,7 @@ class GalleryAdminService(retrieval_pb2_grpc.GalleryAdminServicer):
     ) -> Iterator[retrieval_pb2.AddPicturesResponse]:
         """Add a stream of pictures."""
         with self._call(context):
-            for batch in _read_batches(request_iterator):
+            for batch in _read_batches(request_iterator, self._check_running):
                 name = batch[0].gallery
                 with self._editing(name, context) as editor:
                     config = AddConfig(batch_size=_BATCH_SIZE, replace=batch[0].replace)
@@ -146,6 +147,7 @@ class GalleryAdminService(retrieval_pb2_grpc.GalleryAdminServicer):
         try:
             if self._authorize is not None:
                 self._authorize(context)
+            self._check_running()
             if not self._turns.acquire(blocking=False):
                 raise OverloadedError(
                     f"{MAX_ADMIN_REQUESTS} changes are under way, the limit: try again in {_RETRY_AFTER_MS} ms",
@@ -160,6 +162,10 @@ class GalleryAdminService(retrieval_pb2_grpc.GalleryAdminServicer):
             if status.trailing_metadata:
                 context.set_trailing_metadata(status.trailing_metadata)
             context.abort(status.code, status.message)
+
+    def _check_running(self) -> None:
+        if self._service.admission.draining:
+            raise UnavailableError("the server is shutting down: what it has not acknowledged may be sent again")
 
     @contextlib.contextmanager
     def _editing(self, name: str, context: grpc.ServicerContext) -> Iterator[Editor]:
@@ -198,10 +204,11 @@ def _patience_s(context: grpc.ServicerContext) -> float:
     return _WAIT_S if left_s is None else max(0.0, min(_WAIT_S, left_s - 0.5))
 
 
-def _read_batches(requests: Iterable[_Request]) -> Iterator[list[_Request]]:
+def _read_batches(requests: Iterable[_Request], check: Callable[[], None]) -> Iterator[list[_Request]]:
     """Yield what has come, at most _BATCH_SIZE at a time: a caller that waits for an answer is not kept waiting.
 
-    Pictures of one batch are for one gallery and all replace, or none does.
+    Pictures of one batch are for one gallery and all replace, or none does. `check` is called again and again, and ends
+    the stream by raising.
     """
     received: queue.Queue[_Request | Exception | None] = queue.Queue(maxsize=_BATCH_SIZE)
     stopped = threading.Event()
@@ -226,10 +233,12 @@ def _read_batches(requests: Iterable[_Request]) -> Iterator[list[_Request]]:
     try:
         batch = list[_Request]()
         while True:
+            check()
             try:
-                item = received.get(block=not batch)
+                item = received.get(timeout=0.0 if batch else _IDLE_POLL_S)
             except queue.Empty:
-                yield batch
+                if batch:
+                    yield batch
                 batch = []
                 continue
             alike = isinstance(item, _Request) and (

@@ -68,6 +68,11 @@ class Admission:
                 self._in_flight -= 1
                 self._lock.notify_all()
 
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are turned away."""
+        return self._draining
+
     def drain(self) -> None:
         """Turn new requests away from now on; those in flight go on to their end."""
         with self._lock:

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from asymcir_edge import GalleryAdmin, NewPicture, RequestRefusedError, RetrievalClient
+from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
 from asymcir_server import Gallery, RetrievalServer, ServerBundle, ServerConfig, build_gallery
 from asymcir_server.gallery import BuildConfig, GalleryHolder, add_pictures, compact_gallery, edit_gallery
 from asymcir_server.gallery.history import remove_old_snapshots, rollback
+from asymcir_server.serve.admin import MAX_ADMIN_REQUESTS
 from numpy.typing import NDArray
 from tiny_server_bundle import TinyModel
 
@@ -107,6 +110,40 @@ def test_what_does_not_fit_is_refused(client: RetrievalClient, folder: Path) -> 
     ):
         client.timeout_s = 1.0
         admin.remove(["a"])
+
+
+def test_idle_and_broken_streams_hold_up_neither_other_callers_nor_the_end(
+    running: RetrievalServer, client: RetrievalClient, pictures: Path
+) -> None:
+    stub = retrieval_pb2_grpc.GalleryAdminStub(client.channel)
+    stop = threading.Event()
+
+    def trickle(number: int) -> Iterator[retrieval_pb2.AddPicturesRequest]:
+        yield retrieval_pb2.AddPicturesRequest(id=f"t{number}", image=next(pictures.rglob("*.png")).read_bytes())
+        stop.wait(30)
+
+    streams = [stub.AddPictures(trickle(number)) for number in range(MAX_ADMIN_REQUESTS)]
+    assert [next(stream).id for stream in streams] == [f"t{n}" for n in range(MAX_ADMIN_REQUESTS)]  # not kept waiting
+    admin = GalleryAdmin(client)
+    with pytest.raises(RequestRefusedError, match="try again in 1 s") as refused:
+        admin.remove(["t0"])
+    assert refused.value.retry_after_s == 1.0
+    streams[0].cancel()
+    deadline_s = time.monotonic() + 10
+    while True:  # until the server has noticed
+        try:
+            assert admin.remove(["t0"]) == (1, [])
+            break
+        except RequestRefusedError:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+    started_s = time.monotonic()
+    running.stop()
+    with pytest.raises(grpc.RpcError) as ended:
+        next(streams[1])
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert time.monotonic() - started_s < 20  # the streams idle, so their 30 seconds need not pass
+    stop.set()
 
 
 def test_a_server_without_admin_does_not_offer_it(server: RetrievalServer) -> None:
