@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from asymcir_protos.v1 import retrieval_pb2
 
 TokenEncoding = Literal["fp16", "int8"]
+MAX_TOKEN_NORM = 1e8
+"""L2 norm of one sentence token; embeddings of words have norms below 100."""
+
 _INT8_MAX = 127
 
 
@@ -54,7 +57,8 @@ def unpack_tokens(message: retrieval_pb2.SentenceTokens) -> NDArray[np.float32]:
         [L, D], float32.
 
     Raises:
-        TokensError: the payload does not have the size that length and width announce, or is not finite.
+        TokensError: the payload does not have the size that length and width announce, is not finite, has a negative
+            scale, or a token's norm is above MAX_TOKEN_NORM.
     """
     length, width = message.length, message.width
     if length == 0 or width == 0:
@@ -67,6 +71,8 @@ def unpack_tokens(message: retrieval_pb2.SentenceTokens) -> NDArray[np.float32]:
         _expect_bytes(message.int8.values, length * width, f"int8 tokens [{length}, {width}]")
         if len(message.int8.scales) != length:
             raise TokensError(f"expected {length} scales, one per token, got {len(message.int8.scales)}")
+        if any(scale < 0 for scale in message.int8.scales):
+            raise TokensError("expected scales of 0 or more, got a negative one")
         values = np.frombuffer(message.int8.values, dtype=np.int8).astype(np.float32).reshape(length, width)
         with np.errstate(over="ignore", invalid="ignore"):  # scales from the wire: what overflows is refused below
             tokens = values * np.asarray(message.int8.scales, dtype=np.float32)[:, None]
@@ -74,6 +80,10 @@ def unpack_tokens(message: retrieval_pb2.SentenceTokens) -> NDArray[np.float32]:
         raise TokensError("expected sentence tokens as fp16 or int8, got neither")
     if not np.isfinite(tokens).all():
         raise TokensError("expected finite sentence tokens, got NaN or infinity: the encoder or its input is broken")
+    with np.errstate(over="ignore"):
+        norm = float(np.linalg.norm(tokens, axis=1).max())
+    if norm > MAX_TOKEN_NORM:
+        raise TokensError(f"expected sentence tokens of a norm up to {MAX_TOKEN_NORM:g}, got {norm:g}")
     return tokens
 
 

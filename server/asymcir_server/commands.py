@@ -155,7 +155,26 @@ def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         default=DEFAULT_PORT,
         help=f"0 takes a free one (default: {DEFAULT_PORT})",
     )
-    serve.add_argument("--port-file", type=Path, metavar="FILE", help="write the port here once the server is ready")
+    serve.add_argument(
+        "--http",
+        type=whole_number(0, MAX_PORT),
+        metavar="PORT",
+        help="answer over HTTP on this port too: Connect, gRPC-Web and JSON, health, thumbnails (0 takes a free one)",
+    )
+    serve.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="pages of this origin, such as https://shop.example, may call over HTTP from a browser; repeatable",
+    )
+    serve.add_argument(
+        "--device-bundle", type=Path, metavar="FOLDER", help="serve the files of a device bundle over HTTP at /device/"
+    )
+    serve.add_argument("--web", type=Path, metavar="FOLDER", help="serve the files of a folder over HTTP at /")
+    serve.add_argument(
+        "--port-file", type=Path, metavar="FILE", help="write the port of gRPC here once the server is ready"
+    )
     add_threads(serve, least=0, default=0, help="ONNX Runtime threads (default: its choice)")
     serve.add_argument(
         "--concurrency",
@@ -261,9 +280,21 @@ def run_gallery_info(args: argparse.Namespace) -> int:
 
 def run_serve(args: argparse.Namespace) -> int:
     """Run `asymcir serve`."""
+    from asymcir_server.errors import ListenError
+    from asymcir_server.serve.http import HttpConfig
     from asymcir_server.serve.lifecycle import RetrievalServer, ServerConfig, serve
     from asymcir_server.serve.service import ServiceLimits
 
+    http = None
+    if args.http is not None:
+        http = HttpConfig(
+            port=args.http,
+            allowed_origins=tuple(args.allow_origin),
+            device_bundle=args.device_bundle,
+            web_folder=args.web,
+        )
+    elif args.allow_origin or args.device_bundle or args.web:
+        raise ListenError("--allow-origin, --device-bundle and --web need --http PORT")
     limits = ServiceLimits(concurrency=args.concurrency, max_in_flight=args.max_in_flight, max_top_k=args.max_top_k)
     config = ServerConfig(
         host=args.host,
@@ -272,10 +303,12 @@ def run_serve(args: argparse.Namespace) -> int:
         drain_timeout_s=args.drain_timeout,
         follow=args.follow,
         admin=args.admin,
+        http=http,
     )
 
     def announce(server: RetrievalServer) -> None:
-        print(f"serving {', '.join(folders)} on {server.address}", flush=True)
+        also = f", HTTP on {server.http_address}" if http else ""
+        print(f"serving {', '.join(folders)} on {server.address}{also}", flush=True)
 
     folders = parse_galleries(args.gallery)
     serve(args.server_bundle, folders, config, threads=args.threads, port_file=args.port_file, on_ready=announce)

@@ -8,6 +8,7 @@ AsymcirError (asymcir_protos)
     ├── GalleryNotFoundError     no gallery of that name; NOT_FOUND
     ├── UnavailableError         the server is starting or draining; UNAVAILABLE
     ├── OverloadedError          too many requests in flight; RESOURCE_EXHAUSTED with a retry hint
+    ├── MessageSizeError         a message larger than its service takes; RESOURCE_EXHAUSTED, as gRPC itself says
     ├── DeadlineError            the caller's deadline passed while the request waited; DEADLINE_EXCEEDED
     ├── GalleryBuildError        a gallery that cannot be built or changed as asked; ABORTED
     │   └── GalleryLockedError   another writer holds the gallery; ABORTED
@@ -53,6 +54,10 @@ class OverloadedError(ServerError):
     def __init__(self, message: str, *, retry_after_ms: int) -> None:
         super().__init__(message)
         self.retry_after_ms = retry_after_ms
+
+
+class MessageSizeError(ServerError):
+    """The message is larger than its service takes."""
 
 
 class DeadlineError(ServerError):

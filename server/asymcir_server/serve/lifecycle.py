@@ -25,6 +25,10 @@ from asymcir_server.errors import ListenError
 from asymcir_server.gallery import Gallery, GalleryHolder
 from asymcir_server.gallery.changes.following import FollowThread
 from asymcir_server.serve.admin import MAX_PICTURE_MESSAGE_BYTES, GalleryAdminService
+from asymcir_server.serve.http import HttpConfig, HttpServer
+from asymcir_server.serve.http.app import make_app
+from asymcir_server.serve.http.server import listen
+from asymcir_server.serve.security import Gate
 from asymcir_server.serve.service import MAX_MESSAGE_BYTES, RetrievalService, ServiceLimits
 
 ADMIN_SERVICE_NAME: str = retrieval_pb2.DESCRIPTOR.services_by_name["GalleryAdmin"].full_name
@@ -46,6 +50,7 @@ class ServerConfig:
         drain_timeout_s: how long requests in flight may take to end after the signal to stop.
         follow: answer from a new snapshot, and with changes made to one, while running.
         admin: offer the service GalleryAdmin too.
+        http: answer over HTTP too; None: only gRPC.
     """
 
     host: str = "127.0.0.1"
@@ -54,6 +59,7 @@ class ServerConfig:
     drain_timeout_s: float = 30.0
     follow: bool = True
     admin: bool = False
+    http: HttpConfig | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= MAX_PORT:
@@ -73,6 +79,7 @@ class RetrievalServer:
     Attributes:
         service: answers the requests.
         port: the one listened on; 0 before `start`.
+        http_port: the one of the HTTP face; 0 before `start`, or without it.
     """
 
     def __init__(
@@ -88,21 +95,27 @@ class RetrievalServer:
         """
         self._config = config or ServerConfig()
         self.service = RetrievalService(bundle, galleries, self._config.limits)
-        self.port = 0
+        self.port = self.http_port = 0
         threads = self._config.limits.max_in_flight + _SPARE_THREADS
         self._pools = ThreadPoolExecutor(threads, "rpc"), ThreadPoolExecutor(1, "health")
         self._health = health.HealthServicer(experimental_thread_pool=self._pools[1])
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        admin = GalleryAdminService(bundle, self.service) if self._config.admin else None
-        self._server = _make_server(self.service, self._health, self._pools[0], admin)
+        self._admin = GalleryAdminService(bundle, self.service) if self._config.admin else None
+        self._server = _make_server(self.service, self._health, self._pools[0], self._admin)
+        self._http: HttpServer | None = None
+        self._ready = False
         self._follow: FollowThread | None = None
         self._stopped = False
 
     @property
     def address(self) -> str:
         """Where clients connect: host:port."""
-        host = self._config.host
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        return _join(self._config.host, self.port)
+
+    @property
+    def http_address(self) -> str:
+        """Where HTTP is answered: host:port."""
+        return _join(self._config.host, self.http_port)
 
     def start(self) -> int:
         """Listen, warm up, and report SERVING.
@@ -114,12 +127,15 @@ class RetrievalServer:
             ListenError: the address is in use or not ours.
         """
         self.port = _bind(self._server, self._config.host, self._config.port)
-        self._server.start()
         try:
+            if self._config.http is not None:
+                self._http = self._start_http(self._config.http)
+            self._server.start()
             self.service.warm_up()
         except BaseException:
             self.stop()
             raise
+        self._ready = True
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
         if self._config.follow:
             self._follow = FollowThread(self.service.followers)
@@ -130,11 +146,14 @@ class RetrievalServer:
         if self._stopped:
             return
         self._stopped = True
+        self._ready = False
         self._health.enter_graceful_shutdown()
         self.service.admission.drain()
         # Closing gRPC's server at once would cancel newcomers; while requests end they get the refusal that says why.
         started_s = time.monotonic()
         self.service.admission.wait_until_idle(self._config.drain_timeout_s)
+        if self._http is not None:
+            self._http.stop()
         self._server.stop(max(0.0, self._config.drain_timeout_s - (time.monotonic() - started_s))).wait()
         for pool in self._pools:
             pool.shutdown(wait=False)
@@ -153,6 +172,23 @@ class RetrievalServer:
     ) -> None:
         """Stop."""
         self.stop()
+
+    def _start_http(self, config: HttpConfig) -> HttpServer:
+        _probe(self._config.host, config.port)
+        listening = listen(self._config.host, config.port)
+        self.http_port = int(listening.getsockname()[1])
+        pool = ThreadPoolExecutor(self._config.limits.max_in_flight + _SPARE_THREADS, "http")
+        app = make_app(self.service, self._admin, config, pool=pool, is_ready=lambda: self._ready)
+        server = HttpServer(
+            app,
+            listening,
+            pool,
+            receive_timeout_s=config.receive_timeout_s,
+            idle_timeout_s=config.idle_timeout_s,
+            max_connections=config.max_connections,
+        )
+        server.start()
+        return server
 
     def _set_health(self, status: int) -> None:
         for name in ("", SERVICE_NAME):
@@ -221,6 +257,7 @@ def _make_server(
 ) -> grpc.Server:
     server = grpc.server(
         pool,
+        interceptors=[Gate({SERVICE_NAME: MAX_MESSAGE_BYTES, ADMIN_SERVICE_NAME: MAX_PICTURE_MESSAGE_BYTES})],
         options=[
             # Without this two servers share one port silently and answer in turns.
             ("grpc.so_reuseport", 0),
@@ -244,9 +281,13 @@ def _make_server(
     return server
 
 
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _bind(server: grpc.Server, host: str, port: int) -> int:
     _probe(host, port)
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    address = _join(host, port)
     try:
         bound = server.add_insecure_port(address)
     except RuntimeError as exc:  # taken between the probe and now

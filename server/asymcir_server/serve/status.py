@@ -12,6 +12,7 @@ from asymcir_server.errors import (
     DeadlineError,
     GalleryBuildError,
     GalleryNotFoundError,
+    MessageSizeError,
     OverloadedError,
     RequestError,
     SpaceMismatchError,
@@ -25,6 +26,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (GalleryNotFoundError, grpc.StatusCode.NOT_FOUND),
     (UnavailableError, grpc.StatusCode.UNAVAILABLE),
     (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (MessageSizeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
     (GalleryBuildError, grpc.StatusCode.ABORTED),
 )

@@ -1,0 +1,206 @@
+"""The servicers of the gRPC face called by Connect: the same code answers on both, with the same status codes."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from typing import Any, NoReturn
+
+import grpc
+from asymcir_common.errors import RETRY_AFTER_KEY
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError
+from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+from connectrpc.request import RequestContext
+from connectrpc.server import Endpoint
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+from asymcir_server.serve.status import to_status
+
+_CODES = {status: Code[status.name.replace("CANCELLED", "CANCELED")] for status in grpc.StatusCode if status.value[0]}
+_TYPES = {
+    (False, False): StreamType.UNARY,
+    (True, False): StreamType.CLIENT_STREAM,
+    (False, True): StreamType.SERVER_STREAM,
+    (True, True): StreamType.BIDI_STREAM,
+}
+_END = object()
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+class CallContext(grpc.ServicerContext):
+    """What a servicer asks of a call, for a call that came over HTTP."""
+
+    def __init__(self, context: RequestContext[Any, Any]) -> None:
+        """Wrap the context of a Connect call."""
+        self._context = context
+        self._trailing: Metadata = ()
+        self._callbacks: list[Callable[[], None]] = []
+        self._active = True
+
+    def time_remaining(self) -> float | None:  # type: ignore[override]  # as gRPC's own does
+        """What is left of the caller's deadline, seconds; None without one."""
+        left_ms = self._context.timeout_ms
+        return None if left_ms is None else max(0.0, left_ms / 1000.0)
+
+    def invocation_metadata(self) -> Metadata:
+        """The request's headers."""
+        return tuple(self._context.request_headers.allitems())
+
+    def peer(self) -> str:
+        """Who calls, as address:port."""
+        return self._context.client_address or ""
+
+    def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
+        """Send these beside the answer or the error."""
+        self._trailing = tuple(trailing_metadata)
+
+    def trailing_metadata(self) -> Metadata:
+        """What is sent beside the answer."""
+        return self._trailing
+
+    def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
+        """End the call with an error."""
+        self.send_trailing_metadata()
+        raise ConnectError(_CODES[code], details)
+
+    def send_trailing_metadata(self) -> None:
+        """Hand them to Connect; a retry hint also becomes HTTP's own header, in whole seconds."""
+        for key, value in self._trailing:
+            self._context.response_trailers.add(key, str(value))
+            if key == RETRY_AFTER_KEY:
+                self._context.response_headers["retry-after"] = str(math.ceil(int(value) / 1000.0))
+
+    def is_active(self) -> bool:
+        """The caller still waits."""
+        return self._active
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """Call back when the call ends; False where it has ended."""
+        if self._active:
+            self._callbacks.append(callback)
+        return self._active
+
+    def end(self) -> None:
+        """The call has ended, by its answer or because the caller has gone."""
+        self._active = False
+        for callback in self._callbacks:
+            callback()
+        self._callbacks.clear()
+
+    def cancel(self) -> None:
+        """End the call."""
+        self.end()
+
+    def send_initial_metadata(self, initial_metadata: Metadata) -> None:
+        """Send headers with the answer."""
+        for key, value in initial_metadata:
+            self._context.response_headers.add(key, str(value))
+
+    def abort_with_status(self, status: grpc.Status) -> NoReturn:
+        """End the call with an error."""
+        self.abort(status.code, status.details)
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """Not offered: servicers abort."""
+        raise NotImplementedError
+
+    def set_details(self, details: str) -> None:
+        """Not offered: servicers abort."""
+        raise NotImplementedError
+
+    def peer_identities(self) -> None:
+        """None: clients are told apart by their keys."""
+
+    def peer_identity_key(self) -> None:
+        """None: clients are told apart by their keys."""
+
+    def auth_context(self) -> Mapping[str, Any]:
+        """Empty: clients are told apart by their keys."""
+        return {}
+
+
+def make_endpoints(service: ServiceDescriptor, servicer: Any, pool: Executor) -> dict[str, Any]:
+    """Make a Connect endpoint of every method of a service.
+
+    Args:
+        service: its descriptor.
+        servicer: answers its methods, in threads.
+        pool: the threads.
+
+    Returns:
+        URL path -> endpoint.
+    """
+    return {
+        f"/{service.full_name}/{method.name}": _make_endpoint(method, getattr(servicer, method.name), pool)
+        for method in service.methods
+    }
+
+
+def _make_endpoint(method: MethodDescriptor, call: Callable[..., Any], pool: Executor) -> Any:
+    kind = _TYPES[method.client_streaming, method.server_streaming]
+    info: MethodInfo[Any, Any] = MethodInfo(
+        name=method.name,
+        service_name=method.containing_service.full_name,
+        input=message_factory.GetMessageClass(method.input_type),
+        output=message_factory.GetMessageClass(method.output_type),
+        idempotency_level=IdempotencyLevel.UNKNOWN,
+        stream_type=kind,
+    )
+
+    async def one(request: Any, context: RequestContext[Any, Any]) -> Any:
+        """Answer with one message."""
+        adapted = CallContext(context)
+        loop = asyncio.get_running_loop()
+        if method.client_streaming:
+            request = _iterate(request, loop)
+        try:
+            answer = await loop.run_in_executor(pool, _run, call, request, adapted)
+            adapted.send_trailing_metadata()
+            return answer
+        finally:
+            adapted.end()
+
+    async def many(request: Any, context: RequestContext[Any, Any]) -> AsyncIterator[Any]:
+        """Answer with a stream."""
+        adapted = CallContext(context)
+        loop = asyncio.get_running_loop()
+        if method.client_streaming:
+            request = _iterate(request, loop)
+        try:
+            answers = await loop.run_in_executor(pool, _run, call, request, adapted)
+            while (answer := await loop.run_in_executor(pool, _run, next, answers, _END)) is not _END:
+                yield answer
+            adapted.send_trailing_metadata()
+        finally:
+            adapted.end()
+
+    if kind is StreamType.UNARY:
+        return Endpoint.unary(info, one)
+    if kind is StreamType.CLIENT_STREAM:
+        return Endpoint.client_stream(info, one)
+    if kind is StreamType.SERVER_STREAM:
+        return Endpoint.server_stream(info, many)
+    return Endpoint.bidi_stream(info, many)
+
+
+def _run(function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except ConnectError:
+        raise
+    except Exception as exc:  # what a servicer did not map itself
+        status = to_status(exc)
+        raise ConnectError(_CODES[status.code], status.message) from exc
+
+
+def _iterate(requests: AsyncIterator[Any], loop: asyncio.AbstractEventLoop) -> Iterator[Any]:
+    """Read a stream of the loop from a thread."""
+
+    async def read() -> Any:
+        return await anext(requests, _END)
+
+    while (request := asyncio.run_coroutine_threadsafe(read(), loop).result()) is not _END:
+        yield request
