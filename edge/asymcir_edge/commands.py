@@ -81,6 +81,7 @@ def register_query(subparsers: Any) -> None:
         action="store_true",
         help="answer every picture by itself, also where the gallery groups by item",
     )
+    parser.add_argument("--no-metadata", action="store_true", help="do not ask for the metadata of the hits")
     parser.add_argument(
         "--encoding",
         choices=get_args(TokenEncoding),
@@ -221,7 +222,7 @@ def _query(args: argparse.Namespace) -> int:
             gallery=args.gallery,
             top_k=args.top_k,
             excluded_ids=args.exclude,
-            with_metadata=True,
+            with_metadata=not args.no_metadata,
             where=where,
             every_picture=args.every_picture,
         )
@@ -229,6 +230,10 @@ def _query(args: argparse.Namespace) -> int:
         print(json.dumps({**dataclasses.asdict(result), "device": device}, indent=2))
         return 0
     _print_hits(result)
+    if left_out := sum(hit.metadata_left_out for hit in result.hits):
+        print(f"the metadata of {left_out} hits did not fit the answer: ask for fewer hits")
+    for warning in result.warnings:
+        print(f"asymcir: warning: {_printable(warning)}", file=sys.stderr)
     timing = result.timing
     print(
         f"{len(result.hits)} hits from gallery {_printable(result.gallery)}, "

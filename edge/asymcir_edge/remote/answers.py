@@ -18,15 +18,18 @@ class SearchHit:
     Attributes:
         id: of the picture.
         score: cosine similarity of the query embedding to the target representation.
-        metadata: what the gallery knows of it; None where it was not asked for. Whole numbers are ints; one that no
+        metadata: what the gallery knows of it, empty where that is nothing; None where it was not asked for, or was
+            left out. Whole numbers are ints; one that no
             double holds, and a message cannot carry, is a text of its digits.
         item: what the picture shows, where the gallery groups pictures by item; else empty.
+        metadata_left_out: it was asked for, and the answer would have been larger than a message may be.
     """
 
     id: str
     score: float
     metadata: Mapping[str, Any] | None
     item: str = ""
+    metadata_left_out: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +52,7 @@ class SearchResult:
         gallery_version: the snapshot of it that answered.
         timing: where the time went.
         request_size_bytes: of the message that was sent.
+        warnings: what of the request had no effect, a sentence each.
     """
 
     hits: tuple[SearchHit, ...]
@@ -56,6 +60,7 @@ class SearchResult:
     gallery_version: str
     timing: SearchTiming
     request_size_bytes: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +129,7 @@ def read_search_result(
                 score=hit.score,
                 metadata=_read_metadata(hit.metadata) if hit.HasField("metadata") else None,
                 item=hit.item,
+                metadata_left_out=hit.metadata_left_out,
             )
             for hit in response.hits
         ),
@@ -136,6 +142,7 @@ def read_search_result(
             round_trip_ms=round_trip_ms,
         ),
         request_size_bytes=request_size_bytes,
+        warnings=tuple(response.warnings),
     )
 
 

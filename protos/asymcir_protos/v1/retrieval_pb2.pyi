@@ -207,28 +207,32 @@ class Value(_message.Message):
     def __init__(self, text: _Optional[str] = ..., integer: _Optional[int] = ..., real: _Optional[float] = ..., boolean: bool = ...) -> None: ...
 
 class Hit(_message.Message):
-    __slots__ = ("id", "score", "metadata", "item")
+    __slots__ = ("id", "score", "metadata", "item", "metadata_left_out")
     ID_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     ITEM_FIELD_NUMBER: _ClassVar[int]
+    METADATA_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     id: str
     score: float
     metadata: _struct_pb2.Struct
     item: str
-    def __init__(self, id: _Optional[str] = ..., score: _Optional[float] = ..., metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., item: _Optional[str] = ...) -> None: ...
+    metadata_left_out: bool
+    def __init__(self, id: _Optional[str] = ..., score: _Optional[float] = ..., metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., item: _Optional[str] = ..., metadata_left_out: bool = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("hits", "gallery", "gallery_version", "timing")
+    __slots__ = ("hits", "gallery", "gallery_version", "timing", "warnings")
     HITS_FIELD_NUMBER: _ClassVar[int]
     GALLERY_FIELD_NUMBER: _ClassVar[int]
     GALLERY_VERSION_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     hits: _containers.RepeatedCompositeFieldContainer[Hit]
     gallery: str
     gallery_version: str
     timing: Timing
-    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., gallery: _Optional[str] = ..., gallery_version: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., gallery: _Optional[str] = ..., gallery_version: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("queue_ms", "encode_ms", "search_ms")

@@ -19,7 +19,7 @@ from asymcir_server.errors import GalleryNotFoundError, ListenError, ModifierErr
 from asymcir_server.gallery import Follower, Gallery, GalleryHolder
 from asymcir_server.gallery.filters import FILTER_LIMITS
 from asymcir_server.serve.admission import Admission
-from asymcir_server.serve.metadata_numbers import mark_inexact
+from asymcir_server.serve.hit_metadata import add_metadata
 from asymcir_server.serve.status import to_status
 
 DEFAULT_TOP_K = 10
@@ -213,12 +213,12 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
         )
         for identity, score, item in zip(ids, result.scores[0].tolist(), result.items[0], strict=True):
             response.hits.add(id=identity, score=score, item=item)
-        for hit, record in zip(response.hits, metadata, strict=False):
-            hit.metadata.update(mark_inexact(record))
+        if request.with_metadata:
+            add_metadata(response, metadata, most_bytes=MAX_MESSAGE_BYTES)
         if response.ByteSize() > MAX_MESSAGE_BYTES:
             raise RequestError(
                 f"the answer has {response.ByteSize()} bytes, a message may have {MAX_MESSAGE_BYTES}: "
-                "ask for fewer hits, or without metadata"
+                "ask for fewer hits"
             )
         return response
 

@@ -191,21 +191,47 @@ def test_refusals(ask, case: str) -> None:
     assert "\n" not in caught.value.details()
 
 
-def test_an_answer_too_large_for_a_message_is_refused(
+def test_metadata_that_does_not_fit_the_answer_is_left_out_with_a_mark(
     tmp_path: Path, bundle: ServerBundle, model: TinyModel, tokens: NDArray[np.float32], pictures: Path
 ) -> None:
     picture = next(pictures.rglob("*.png"))
     source = tmp_path / "list.jsonl"
-    source.write_text("\n".join(f'{{"path": "{picture}", "id": "{i}", "t": "{"x" * 500_000}"}}' for i in range(10)))
+    records: list[dict[str, Any]] = [{"path": str(picture), "id": str(i), "t": "x" * 36_000} for i in range(150)]
+    records.append({"path": str(picture), "id": "nothing known"})
+    records.append({"path": str(picture), "id": "poison", "t": "x" * 4_300_000})
+    source.write_text("\n".join(json.dumps(record) for record in records))
+    report = build_gallery(source, bundle, tmp_path / "g")
+    assert (report.size, report.quarantined) == (151, 1)
+    assert "metadata has" in (report.snapshot / "quarantine.jsonl").read_text()
+    gallery = Gallery.open(tmp_path / "g", bundle.target_spaces)
+    with RetrievalServer(bundle, {"g": gallery}) as server, RetrievalClient(server.address) as client:
+        full = client.search(tokens, model.word_space, top_k=151, with_metadata=True)
+        plain = client.search(tokens, model.word_space, top_k=151)
+    gallery.close()
+    assert [hit.id for hit in full.hits] == [hit.id for hit in plain.hits]
+    assert all(hit.metadata is None and not hit.metadata_left_out for hit in plain.hits)
+    by_id = {hit.id: hit for hit in full.hits}
+    assert by_id.pop("nothing known").metadata == {}
+    left_out = [hit.metadata_left_out for hit in full.hits if hit.id in by_id]
+    assert left_out == sorted(left_out)  # the best hits keep theirs
+    assert 100 <= left_out.count(False) < 150
+    assert all((hit.metadata is None) == hit.metadata_left_out for hit in by_id.values())
+
+
+def test_hits_that_do_not_fit_the_answer_are_refused(
+    tmp_path: Path, bundle: ServerBundle, model: TinyModel, tokens: NDArray[np.float32], pictures: Path
+) -> None:
+    picture = next(pictures.rglob("*.png"))
+    source = tmp_path / "list.jsonl"
+    source.write_text("\n".join(json.dumps({"path": str(picture), "id": f"{i:04}" + "x" * 1020}) for i in range(4200)))
     build_gallery(source, bundle, tmp_path / "g")
     gallery = Gallery.open(tmp_path / "g", bundle.target_spaces)
-    with RetrievalServer(bundle, {"g": gallery}) as server, grpc.insecure_channel(server.address) as channel:
-        request = retrieval_pb2.SearchRequest(tokens=pack_tokens(tokens), word_space=model.word_space)
-        request.with_metadata = True
-        with pytest.raises(grpc.RpcError) as caught:
-            retrieval_pb2_grpc.RetrievalStub(channel).Search(request)
-        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert "fewer hits" in caught.value.details()
+    limits = ServerConfig(limits=ServiceLimits(max_top_k=10_000))
+    with RetrievalServer(bundle, {"g": gallery}, limits) as server, RetrievalClient(server.address) as client:
+        with pytest.raises(RequestRefusedError, match="ask for fewer hits"):
+            client.search(tokens, model.word_space, top_k=4200)
+        assert len(client.search(tokens, model.word_space, top_k=1000).hits) == 1000
+    gallery.close()
 
 
 def test_an_unknown_error_is_internal_with_an_id(ask, gallery: Gallery, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,6 +20,9 @@ from google.protobuf.struct_pb2 import Struct
 
 from asymcir_server.errors import GalleryBuildError
 
+MAX_METADATA_BYTES = 64 * 1024
+"""Of one picture, as JSON: an answer of 50 hits is then never above the 4 MB of a gRPC message for its metadata."""
+
 _NO_METADATA = frozenset({"path", "image", "id"})
 
 
@@ -95,14 +98,16 @@ def read_metadata(line: bytes) -> dict[str, Any]:
     It is sent through the message that will carry it, so that no search answer can fail on it later.
 
     Raises:
-        ValueError: it cannot be sent.
+        ValueError: it cannot be sent, or is larger than MAX_METADATA_BYTES.
     """
     metadata = {key: value for key, value in parse_record(line).items() if key not in _NO_METADATA}
     message = Struct()
     try:
         message.update(metadata)
         Struct.FromString(message.SerializeToString())
-        json.dumps(metadata, allow_nan=False)
+        text = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
     except (ValueError, TypeError, OverflowError, RecursionError, DecodeError, EncodeError) as exc:
         raise ValueError(f"the metadata cannot be sent in an answer: {exc}") from exc
+    if (size_bytes := len(text.encode())) > MAX_METADATA_BYTES:
+        raise ValueError(f"the metadata has {size_bytes} bytes as JSON, a picture's may have {MAX_METADATA_BYTES}")
     return metadata
