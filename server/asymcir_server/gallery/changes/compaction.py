@@ -110,7 +110,9 @@ def _write(editor: Editor, index: str | None) -> tuple[str, str, float]:
             kept[delta.removed.rows] = False
         _copy_vectors(snapshot / VECTORS_NAME, folder / VECTORS_NAME, kept, delta)
         with contextlib.closing(MetadataWriter(folder / METADATA_NAME)) as metadata:
-            digests = _copy_metadata(snapshot / METADATA_NAME, metadata, kept, delta)
+            digests = _copy_metadata(
+                snapshot / METADATA_NAME, metadata, kept, delta, collect=THUMBNAILS_NAME in editor.files
+            )
             hashes: NDArray[np.uint64] | None = None
             if HASHES_NAME in editor.files:
                 hashes = _join_hashes(snapshot / HASHES_NAME, kept, delta, stored)
@@ -162,8 +164,10 @@ def _copy_vectors(source: Path, target: Path, kept: NDArray[np.bool_], delta: De
         raise
 
 
-def _copy_metadata(source: Path, writer: MetadataWriter, kept: NDArray[np.bool_], delta: Delta) -> set[bytes]:
-    """Copy ids, items and metadata; returns the digests of the snapshot's pictures that are kept."""
+def _copy_metadata(
+    source: Path, writer: MetadataWriter, kept: NDArray[np.bool_], delta: Delta, *, collect: bool
+) -> set[bytes]:
+    """Copy ids, items and metadata; returns the digests of the pictures that are kept, if they are wanted."""
     digests, row = set[bytes](), 0
     reader = MetadataReader(source)
     try:
@@ -175,7 +179,7 @@ def _copy_metadata(source: Path, writer: MetadataWriter, kept: NDArray[np.bool_]
                 writer.add(row, identity, said.metadata, item=said.item, digest=digest)
             else:
                 writer.add(row, identity, json.loads(text), item=item, digest=digest)
-            if digest is not None:
+            if collect and digest is not None:
                 digests.add(digest)
             row += 1
     finally:

@@ -103,9 +103,10 @@ class MergedMetadata:
 
     def item_rows(self, items: Sequence[str]) -> NDArray[np.int64]:
         """Return all rows of some items, removed ones among them: [n]."""
-        wanted = set(items)
-        base = [row for row in self._reader.item_rows(items).tolist() if row not in self._delta.updated]
-        return np.array(base + [row for row, record in self.records() if record.item in wanted], np.int64)
+        rows = [row for row in self._reader.item_rows(items).tolist() if row not in self._delta.updated]
+        for item in dict.fromkeys(items):
+            rows += self._rows_by_item.get(item, ())
+        return np.array(rows, np.int64)
 
     def metadata(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Map ids to metadata; ids that are not there are left out."""
@@ -129,6 +130,15 @@ class MergedMetadata:
         """Yield what the changes say."""
         yield from self._delta.updated.items()
         yield from self._delta.added.items()
+
+    @cached_property
+    def _rows_by_item(self) -> dict[str, list[int]]:
+        """The rows that the changes give an item."""
+        found: dict[str, list[int]] = {}
+        for row, record in self.records():
+            if record.item is not None:
+                found.setdefault(record.item, []).append(row)
+        return found
 
     def count_items(self, base_items: int) -> int:
         """Count different items, a picture without one as an item by itself; 0 where no picture names an item.

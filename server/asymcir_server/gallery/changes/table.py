@@ -123,6 +123,7 @@ def open_writable(path: Path) -> sqlite3.Connection:
     connection: sqlite3.Connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rwc", **_OPTIONS)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA fullfsync = ON")  # on macOS fsync alone does not reach the disk
     return connection
 
 
