@@ -15,6 +15,7 @@ from asymcir_server.errors import GalleryBuildError
 from asymcir_server.gallery.changes.table import ChangesWriter, NewPicture, digest_base
 from asymcir_server.gallery.filters import DEFAULT_ITEM_COLUMN, explain_item, read_item
 from asymcir_server.gallery.snapshots import current_snapshot, lock_gallery
+from asymcir_server.gallery.sources.entries import MAX_METADATA_BYTES
 from asymcir_server.gallery.store import Gallery
 
 ADDED, REPLACED, UNCHANGED, REJECTED = "added", "replaced", "unchanged", "rejected"
@@ -135,7 +136,7 @@ class Editor:
             changes: id and keys with their new values; None removes a key, keys that are not named stay.
 
         Raises:
-            GalleryBuildError: a picture's item would not be usable.
+            GalleryBuildError: a picture's item would not be usable, or its metadata would be too large.
         """
         wanted = list(dict.fromkeys(identity for identity, _ in changes))
         rows = self.gallery.rows(wanted)
@@ -147,7 +148,10 @@ class Editor:
                 after[identity] = {key: value for key, value in merged.items() if value is not None}
         others = {identity: record for identity, record in after.items() if record != before[identity]}
         for identity, record in others.items():
-            if (problem := explain_item(record, self.item_column)) is not None:
+            problem = explain_item(record, self.item_column)
+            if problem is None and (held := len(json.dumps(record, ensure_ascii=False).encode())) > MAX_METADATA_BYTES:
+                problem = f"it would have {held} bytes as JSON, a picture's may have {MAX_METADATA_BYTES}"
+            if problem is not None:
                 raise GalleryBuildError(f"cannot change the metadata of {identity}: {problem}")
         with self._writer.transaction() as change:
             for identity, record in others.items():

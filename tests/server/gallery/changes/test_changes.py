@@ -247,6 +247,16 @@ def test_changes_belong_to_their_snapshot(tmp_path: Path) -> None:
         compact_gallery(tmp_path)
 
 
+def test_an_update_that_leads_to_unusable_metadata_changes_nothing(tmp_path: Path) -> None:
+    write_gallery(tmp_path, [{"n": n} for n in range(10)])
+    with edit_gallery(tmp_path, "test") as editor:
+        editor.update([("p1", {"a": "x" * 40_000})])
+        for keys, words in (({"b": "x" * 40_000}, "may have"), ({"item": [1]}, "expected a text or a whole number")):
+            with pytest.raises(GalleryBuildError, match=words):
+                editor.update([("p2", {"n": 99}), ("p1", keys)])
+        assert editor.gallery.metadata(["p1", "p2"]) == [{"n": 1, "a": "x" * 40_000}, {"n": 2}]
+
+
 def test_a_second_writer_is_told_who_holds_the_gallery(tmp_path: Path) -> None:
     write_gallery(tmp_path, [{"n": n} for n in range(10)])
     with edit_gallery(tmp_path, "gallery add"):
