@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +13,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from asymcir_edge import GalleryAdmin, NewPicture, RequestRefusedError, RetrievalClient
+from asymcir_edge import GalleryAdmin, NewPicture, RequestRefusedError, RetrievalClient, ServerError
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
 from asymcir_server import Gallery, RetrievalServer, ServerBundle, ServerConfig, build_gallery
 from asymcir_server.gallery import BuildConfig, GalleryHolder, add_pictures, compact_gallery, edit_gallery
-from asymcir_server.gallery.history import remove_old_snapshots, rollback
+from asymcir_server.gallery.history import remove_old_snapshots, rollback, verify_snapshots
 from asymcir_server.serve.admin import MAX_ADMIN_REQUESTS
 from numpy.typing import NDArray
 from tiny_server_bundle import TinyModel
@@ -257,4 +258,32 @@ def test_a_server_that_does_not_follow_keeps_what_it_opened(
         time.sleep(0.6)
         assert len(client.search(tokens, model.word_space, top_k=500).hits) == gallery.size
     assert gallery.search(np.ones((1, gallery.embedding_width), np.float32), 1).ids[0]  # whoever opened it closes it
+    gallery.close()
+
+
+def test_what_a_killed_server_acknowledged_is_there(
+    folder: Path,
+    pictures: Path,
+    bundle_folder: Path,
+    start_asymcir: Callable[..., subprocess.Popen[str]],
+    wait_until: Wait,
+    tmp_path: Path,
+) -> None:
+    port_file = tmp_path / "port"
+    options = ("--admin", "--port", 0, "--port-file", port_file, "--threads", 1)
+    server = start_asymcir("serve", "--server-bundle", bundle_folder, "--gallery", folder, *options)
+    wait_until(lambda: port_file.exists() and port_file.read_text() != "")
+    acknowledged = list[str]()
+    with RetrievalClient(f"127.0.0.1:{port_file.read_text().strip()}") as client:
+        images = [path.read_bytes() for path in sorted(pictures.rglob("*.png"))]
+        many = (NewPicture(id=f"k{n}", image=images[n % len(images)]) for n in range(100_000))
+        with pytest.raises(ServerError):
+            for picture in GalleryAdmin(client).add(many):
+                acknowledged.append(picture.id)
+                if len(acknowledged) == 100:
+                    server.kill()
+    verify_snapshots(folder)
+    gallery = Gallery.open(folder)
+    assert gallery.rows(acknowledged).keys() == set(acknowledged) and gallery.size >= 40 + len(acknowledged)
+    assert gallery.size - 40 - len(acknowledged) <= 2 * 16  # at most the batches that were under way
     gallery.close()

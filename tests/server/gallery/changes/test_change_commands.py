@@ -4,17 +4,31 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
 import pytest
+from asymcir_edge.cli import main
 from asymcir_server import BuildConfig, Gallery, ServerBundle, build_gallery
 from asymcir_server.errors import SpaceMismatchError
-from asymcir_server.gallery import AddConfig, add_pictures
+from asymcir_server.gallery import AddConfig, add_pictures, edit_gallery
 from asymcir_server.gallery.sources.reporting import describe_report
 from tiny_server_bundle import TinyModel, write_tiny_bundle
 
 Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process; a process of its own takes a second or two to start."""
+
+    def call(*arguments: object) -> CompletedProcess[str]:
+        code = main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return CompletedProcess(arguments, code, said.out, said.err)
+
+    return call
 
 
 @pytest.fixture
@@ -39,39 +53,39 @@ def listed(tmp_path: Path, pictures: Path) -> Path:
 
 
 def test_the_commands_change_a_gallery_and_say_what_they_did(
-    folder: Path, listed: Path, bundle_folder: Path, tmp_path: Path, run_asymcir: Run
+    folder: Path, listed: Path, bundle_folder: Path, tmp_path: Path, run: Run
 ) -> None:
     place = ("--gallery", folder)
-    added = run_asymcir("gallery", "add", listed, "--server-bundle", bundle_folder, *place)
+    added = run("gallery", "add", listed, "--server-bundle", bundle_folder, *place)
     assert added.returncode == 0, added.stderr
     assert "10 added, 0 replaced, 1 there already, 1 put aside, 30 pictures now" in added.stdout
     assert "put aside: missing: " in added.stdout
-    again = run_asymcir("gallery", "add", listed, "--server-bundle", bundle_folder, *place, "--json")
+    again = run("gallery", "add", listed, "--server-bundle", bundle_folder, *place, "--json")
     report = json.loads(again.stdout)
     assert (report["added"], report["unchanged"], report["encoded"], report["size"]) == (0, 11, 0, 30)
     updates = tmp_path / "updates.jsonl"
     updates.write_text('{"id": "new1", "price": 100}\n\n{"id": "nobody", "price": 1}\n', encoding="utf-8")
-    updated = run_asymcir("gallery", "update-metadata", *place, "--from", updates)
+    updated = run("gallery", "update-metadata", *place, "--from", updates)
     assert "1 updated, 0 had it already, 30 pictures now\nnot there: nobody" in updated.stdout
-    removed = run_asymcir("gallery", "remove", *place, "--where", "price >= 8")
+    removed = run("gallery", "remove", *place, "--where", "price >= 8")
     assert "3 removed, 27 pictures now" in removed.stdout  # new1, new8, new9
     (tmp_path / "ids").write_text("new2\nnobody\n", encoding="utf-8")
-    removed = run_asymcir("gallery", "remove", *place, "--ids-file", tmp_path / "ids")
+    removed = run("gallery", "remove", *place, "--ids-file", tmp_path / "ids")
     assert "1 removed, 26 pictures now\nnot there: nobody" in removed.stdout
-    assert "0 removed" in run_asymcir("gallery", "remove", *place, "--ids", "new2, nobody").stdout
-    info = run_asymcir("gallery", "info", *place).stdout
+    assert "0 removed" in run("gallery", "remove", *place, "--ids", "new2, nobody").stdout
+    info = run("gallery", "info", *place).stdout
     assert "6 added, 0 removed, 0 with other metadata" in info and "'price' (integer)" in info
-    assert "changes: 6 added" in run_asymcir("gallery", "list", *place).stdout
-    assert run_asymcir("gallery", "verify", *place).returncode == 0
-    compacted = run_asymcir("gallery", "compact", *place)
+    assert "changes: 6 added" in run("gallery", "list", *place).stdout
+    assert run("gallery", "verify", *place).returncode == 0
+    compacted = run("gallery", "compact", *place)
     assert "snapshot 000002: 26 pictures, 6 added" in compacted.stdout
-    assert "nothing to merge" in run_asymcir("gallery", "compact", *place).stdout
-    back = run_asymcir("gallery", "rollback", *place, "--discard-changes")
+    assert "nothing to merge" in run("gallery", "compact", *place).stdout
+    back = run("gallery", "rollback", *place, "--discard-changes")
     assert "current snapshot: 000001" in back.stdout
-    assert "changes" not in run_asymcir("gallery", "list", *place).stdout.splitlines()[0]
+    assert "changes" not in run("gallery", "list", *place).stdout.splitlines()[0]
 
 
-def test_what_cannot_be_done_is_said_in_one_line(folder: Path, tmp_path: Path, run_asymcir: Run) -> None:
+def test_what_cannot_be_done_is_said_in_one_line(folder: Path, tmp_path: Path, run: Run) -> None:
     place = ("--gallery", folder)
     (tmp_path / "bad.jsonl").write_text('{"id": "a"}\n{"price": 1}\n', encoding="utf-8")
     for arguments, words in (
@@ -81,9 +95,12 @@ def test_what_cannot_be_done_is_said_in_one_line(folder: Path, tmp_path: Path, r
         (("update-metadata", *place, "--from", tmp_path / "bad.jsonl"), "line 2 of"),
         (("compact", "--gallery", tmp_path / "none"), "holds no finished gallery"),
     ):
-        failed = run_asymcir("gallery", *arguments)
+        failed = run("gallery", *arguments)
         assert failed.returncode != 0 and words in failed.stderr and "Traceback" not in failed.stderr
     assert not (tmp_path / "none").exists()
+    with edit_gallery(folder, "gallery compact"):
+        failed = run("gallery", "remove", *place, "--ids", "a", "--wait", "0.1")
+    assert failed.returncode != 0 and "`asymcir gallery compact`, process " in failed.stderr
 
 
 def test_an_added_picture_is_what_a_build_makes_of_it(
