@@ -23,6 +23,7 @@ from asymcir_common.arguments import (
     share,
     whole_number,
 )
+from asymcir_common.files import write_atomically
 
 from asymcir_server.change_commands import register_changes
 from asymcir_server.history_commands import register_history
@@ -96,6 +97,7 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
     info = actions.add_parser("info", help="check a gallery and say what it holds")
     add_gallery_folder(info)
+    info.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at: plots, a map, oddities")
     info.set_defaults(run=run_gallery_info)
     register_changes(actions)
     register_history(actions)
@@ -275,6 +277,11 @@ def run_gallery_info(args: argparse.Namespace) -> int:
             print(f"{'column':<20}{column.key!r} ({column.type})")
     finally:
         gallery.close()
+    if args.html is not None:
+        from asymcir_server.gallery.overview import render_page, summarise
+
+        write_atomically(args.html, render_page(summarise(args.gallery)))
+        print(f"page: {args.html}")
     return 0
 
 

@@ -71,26 +71,39 @@ def run_session(
     feed: Mapping[str, NDArray[Any]],
     shape: tuple[int, int],
 ) -> NDArray[np.float32]:
-    """Run a graph for one of its outputs, and check what comes back.
+    """Run a graph for one of its outputs, and check what comes back; see `run_outputs`."""
+    return run_outputs(session, path, {output: shape}, feed)[output]
+
+
+def run_outputs(
+    session: ort.InferenceSession,
+    path: Path,
+    outputs: Mapping[str, tuple[int, ...]],
+    feed: Mapping[str, NDArray[Any]],
+) -> dict[str, NDArray[np.float32]]:
+    """Run a graph once for some of its outputs, and check what comes back.
 
     Args:
         session: the open graph.
         path: how errors call it.
-        output: the name of the output.
+        outputs: name -> shape that it must have.
         feed: input name -> array.
-        shape: [b, E] that the output must have.
 
     Raises:
         BundleError: the graph fails, or gives another shape.
     """
     try:
-        (answer,) = session.run([output], dict(feed))
+        answers = session.run(list(outputs), dict(feed))
     except Exception as exc:  # ONNX Runtime's own exceptions share no root but Exception
         detail = (str(exc).splitlines() or [type(exc).__name__])[0]
         raise BundleError(f"{path} fails when it runs: {detail}; export the bundle again") from exc
-    if answer.shape != shape:
-        raise BundleError(f"{path} gave {output} {list(answer.shape)}, expected {list(shape)}: export the bundle again")
-    return np.asarray(answer, dtype=np.float32)
+    found = dict(zip(outputs, answers, strict=True))
+    for name, shape in outputs.items():
+        if found[name].shape != shape:
+            raise BundleError(
+                f"{path} gave {name} {list(found[name].shape)}, expected {list(shape)}: export the bundle again"
+            )
+    return {name: np.asarray(answer, dtype=np.float32) for name, answer in found.items()}
 
 
 def check_signature(

@@ -12,7 +12,7 @@ from asymcir_common import BundleError
 from numpy.typing import NDArray
 
 from asymcir_server.encode.bundle import TARGETS, ServerBundle
-from asymcir_server.encode.sessions import run_session
+from asymcir_server.encode.sessions import run_outputs
 from asymcir_server.encode.text_encoder import TextEncoder
 from asymcir_server.encode.vectors import l2_normalize
 
@@ -43,13 +43,19 @@ class TargetEncoder:
         Raises:
             BundleError: the bundle cannot make that target, or the head fails or gives another shape.
         """
+        return self.compute_gated(image_features, target)[0]
+
+    def compute_gated(
+        self, image_features: NDArray[np.float32], target: str | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Compute target representations as `compute_targets` does, and UNION's gates, [b]; None for other targets."""
         target = self._bundle.default_target if target is None else target
         self._bundle.target_space(target)
         if target == "original":
-            return l2_normalize(image_features)
+            return l2_normalize(image_features), None
         null = np.broadcast_to(self._null_features(), image_features.shape)  # [b, E]
         if target == "sum":
-            return l2_normalize(image_features + null)
+            return l2_normalize(image_features + null), None
         if target != "union":
             raise BundleError(
                 f"expected a target of {', '.join(TARGETS)}, got {target!r}: this bundle needs a newer asymcir"
@@ -58,7 +64,12 @@ class TargetEncoder:
         session = self._bundle.union_session()
         path = self._bundle.folder / (self._bundle.union_file or "")
         shape = (len(image_features), image_features.shape[1])
-        return l2_normalize(run_session(session, path, "target", feed, shape))
+        given = {output.name for output in session.get_outputs()}  # a head exported by other means may lack the gate
+        outputs: dict[str, tuple[int, ...]] = {"target": shape}
+        if "gate" in given:
+            outputs["gate"] = shape[:1]
+        found = run_outputs(session, path, outputs, feed)
+        return l2_normalize(found["target"]), found.get("gate")
 
     def _null_features(self) -> NDArray[np.float32]:
         if self._text_encoder is None:

@@ -33,6 +33,7 @@ from asymcir_server.gallery.changes.table import changes_path
 from asymcir_server.gallery.filters import DEFAULT_ITEM_COLUMN, explain_item, read_item
 from asymcir_server.gallery.indexes import INDEX_NAME, IndexConfig, build_index
 from asymcir_server.gallery.metadata import METADATA_NAME, MetadataWriter
+from asymcir_server.gallery.overview.gates import GateCounter
 from asymcir_server.gallery.snapshots import current_snapshot, lock_gallery, new_snapshot, publish
 from asymcir_server.gallery.sources.completion import complete
 from asymcir_server.gallery.sources.decode import decode_batches
@@ -146,6 +147,7 @@ def build_gallery(
                     "encoder": wanted.encoder,
                     "thumbnail_side": wanted.thumbnail_side,
                     "item_column": config.item_column,
+                    "gates": items.gates.to_record(),
                 },
                 sampled=True,
             )
@@ -211,6 +213,7 @@ class _Items:
     quarantined: int = 0
     reasons: ReasonCounts = field(default_factory=ReasonCounts)
     duplicates: Duplicates = field(default_factory=lambda: Duplicates(exact=0, near=None, examples=()))
+    gates: GateCounter = field(default_factory=GateCounter)
 
 
 def _write_items(
@@ -228,7 +231,10 @@ def _write_items(
     targets = TargetEncoder(bundle)
 
     def encode(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return targets.compute_targets(visual.encode_image(pixels), target)
+        vectors, gates = targets.compute_gated(visual.encode_image(pixels), target)
+        if gates is not None:
+            items.gates.add(gates)
+        return vectors
 
     with contextlib.ExitStack() as stack:
         vectors = VectorWriter(folder / VECTORS_NAME, bundle.text.embedding_width)
