@@ -152,16 +152,23 @@ def byte_count(text: str) -> int:
     return int(found[1]) << (10 * " KMGT".index(found[2] or " "))
 
 
+def path_name(text: str) -> Path:
+    """Read a path: the `type` of an option. An empty text, as of a variable that is not set, is not the folder here."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    return Path(text)
+
+
 def add_server_bundle(
     parser: argparse.ArgumentParser, *, required: bool = True, help: str = "the server bundle"
 ) -> None:
     """Add `--server-bundle FOLDER`, a Path or None in `server_bundle`."""
-    parser.add_argument("--server-bundle", type=Path, required=required, metavar="FOLDER", help=help)
+    parser.add_argument("--server-bundle", type=path_name, required=required, metavar="FOLDER", help=help)
 
 
 def add_device_bundle(parser: Any, *, required: bool = True, help: str = "the device bundle") -> None:
     """Add `--device-bundle FOLDER`, a Path or None in `device_bundle`."""
-    parser.add_argument("--device-bundle", type=Path, required=required, metavar="FOLDER", help=help)
+    parser.add_argument("--device-bundle", type=path_name, required=required, metavar="FOLDER", help=help)
 
 
 def add_server(parser: argparse.ArgumentParser, *, timeout_s: float) -> None:
@@ -178,7 +185,7 @@ def add_server(parser: argparse.ArgumentParser, *, timeout_s: float) -> None:
 
 def add_gallery_folder(parser: argparse.ArgumentParser, *, help: str = "the gallery's folder") -> None:
     """Add `--gallery FOLDER`, a Path in `gallery`."""
-    parser.add_argument("--gallery", type=Path, required=True, metavar="FOLDER", help=help)
+    parser.add_argument("--gallery", type=path_name, required=True, metavar="FOLDER", help=help)
 
 
 def add_threads(parser: argparse.ArgumentParser, *, least: int, default: int, help: str) -> None:

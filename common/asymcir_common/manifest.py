@@ -20,6 +20,9 @@ DEVICE_BUNDLE = "asymcir.device-bundle"
 SERVER_BUNDLE = "asymcir.server-bundle"
 GALLERY = "asymcir.gallery"
 
+UNCHECKED_FILES: Mapping[str, frozenset[str]] = {GALLERY: frozenset({"duplicates.jsonl", "quarantine.jsonl"})}
+"""By format, what is written for people to read, and changes no answer: neither hashed nor checked."""
+
 SAMPLED_ABOVE_BYTES = 64 << 20
 """A larger file of a gallery is checked by its sample digest when the gallery is opened."""
 
@@ -49,7 +52,7 @@ class Manifest:
     Attributes:
         format: DEVICE_BUNDLE, SERVER_BUNDLE or GALLERY.
         version: of the format; a reader refuses a version it does not know.
-        files: relative POSIX path -> digest and size, for every file but the manifest itself.
+        files: relative POSIX path -> digest and size, for every file but the manifest itself and UNCHECKED_FILES.
         properties: what the reader of this format needs (shapes, spaces, preprocessing, ...).
         sources: where the contents came from, one mapping with `name` and `licence` (and `url`) each.
         parity: what was measured when the bundle was written.
@@ -109,15 +112,16 @@ def write_manifest(
     parity: Mapping[str, Any] | None = None,
     sampled: bool = False,
 ) -> Manifest:
-    """Hash every file below `folder` and write its manifest last, atomically.
+    """Hash every file below `folder` but UNCHECKED_FILES and write its manifest last, atomically.
 
     A folder whose writing was interrupted has no manifest, and so does not load. With `sampled`, files above
     SAMPLED_ABOVE_BYTES get a sample digest too, so that they can be opened without being read whole.
     """
+    unchecked = {MANIFEST_NAME, *UNCHECKED_FILES.get(format, ())}
     files = {
-        path.relative_to(folder).as_posix(): digest_file(path)
+        name: digest_file(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST_NAME
+        if path.is_file() and (name := path.relative_to(folder).as_posix()) not in unchecked
     }
     large = [name for name, entry in files.items() if sampled and entry.size_bytes > SAMPLED_ABOVE_BYTES]
     manifest = Manifest(
@@ -175,6 +179,8 @@ def read_manifest(folder: Path, *, format: str, sampled: bool = False) -> Manife
             "export it again, or install the asymcir version that wrote it"
         )
     for name, entry in manifest.files.items():
+        if name in UNCHECKED_FILES.get(format, ()):
+            continue  # snapshots of before list them
         _check_file(folder, name, entry, manifest.samples.get(name) if sampled else None)
     return manifest
 

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from asymcir_common import TokensError, read_image
-from asymcir_common.arguments import MAX_REPEATS, MAX_TOP_K, add_device_bundle, add_server, add_threads, whole_number
+from asymcir_common.arguments import (
+    MAX_REPEATS,
+    MAX_TOP_K,
+    add_device_bundle,
+    add_server,
+    add_threads,
+    path_name,
+    whole_number,
+)
 from asymcir_protos import pack_tokens, parse_filter
 from asymcir_protos.tokens import TokenEncoding
 from numpy.typing import NDArray
@@ -34,12 +42,12 @@ def register_encode(subparsers: Any) -> None:
         help="turn pictures into sentence tokens, on this device",
         description="Turn pictures into sentence tokens with a device bundle, and print their sizes and timings.",
     )
-    parser.add_argument("pictures", nargs="+", type=Path, metavar="PIC", help="picture files")
+    parser.add_argument("pictures", nargs="+", type=path_name, metavar="PIC", help="picture files")
     _add_encoder(parser)
     _add_sentence_length(parser, "keep only the first N tokens of a sentence")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path_name,
         metavar="FILE.npy",
         help="write the tokens: float32 [L, D] of one picture, [n, L, D] of several",
     )
@@ -57,9 +65,9 @@ def register_query(subparsers: Any) -> None:
         "and print the hits.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--image", type=Path, metavar="PIC", help="a picture file")
+    source.add_argument("--image", type=path_name, metavar="PIC", help="a picture file")
     source.add_argument(
-        "--tokens-file", type=Path, metavar="FILE.npy", help="sentence tokens that `asymcir encode` wrote"
+        "--tokens-file", type=path_name, metavar="FILE.npy", help="sentence tokens that `asymcir encode` wrote"
     )
     parser.add_argument("--text", default="", metavar="CHANGE", help='the typed change, such as "is blue"')
     add_server(parser, timeout_s=_DEFAULT_TIMEOUT_S)

@@ -19,6 +19,7 @@ from asymcir_common.arguments import (
     add_server_bundle,
     add_threads,
     byte_count,
+    path_name,
     seconds,
     share,
     whole_number,
@@ -86,6 +87,23 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         help="keep WebP thumbnails, PIXELS on the longer side (default: 0, none)",
     )
     build.add_argument("--near-duplicates", action="store_true", help="list pictures that look alike, too")
+    build.add_argument(
+        "--allow-shrink", action="store_true", help="allow a snapshot of less than half of the pictures of before"
+    )
+    build.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="take only pictures whose path, or a part of it, matches; repeatable",
+    )
+    build.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help='leave out pictures whose path, or a part of it, matches, such as "*_thumb.*" or drafts; repeatable',
+    )
     build.add_argument("--json", action="store_true", help="print JSON")
     build.add_argument(
         "--item-column",
@@ -126,7 +144,7 @@ def _add_index_options(build: argparse.ArgumentParser) -> None:
     )
     build.add_argument(
         "--recall-queries",
-        type=Path,
+        type=path_name,
         metavar="FILE",
         help="composed queries to measure recall on, .npy float32 [q, E] (default: the gallery's vectors with noise)",
     )
@@ -171,11 +189,14 @@ def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         help="pages of this origin, such as https://shop.example, may call over HTTP from a browser; repeatable",
     )
     serve.add_argument(
-        "--device-bundle", type=Path, metavar="FOLDER", help="serve the files of a device bundle over HTTP at /device/"
+        "--device-bundle",
+        type=path_name,
+        metavar="FOLDER",
+        help="serve the files of a device bundle over HTTP at /device/",
     )
-    serve.add_argument("--web", type=Path, metavar="FOLDER", help="serve the files of a folder over HTTP at /")
+    serve.add_argument("--web", type=path_name, metavar="FOLDER", help="serve the files of a folder over HTTP at /")
     serve.add_argument(
-        "--port-file", type=Path, metavar="FILE", help="write the port of gRPC here once the server is ready"
+        "--port-file", type=path_name, metavar="FILE", help="write the port of gRPC here once the server is ready"
     )
     add_threads(serve, least=0, default=0, help="ONNX Runtime threads (default: its choice)")
     serve.add_argument(
@@ -242,6 +263,9 @@ def run_gallery_build(args: argparse.Namespace) -> int:
         thumbnail_side=args.thumbnails,
         near_duplicates=args.near_duplicates,
         item_column=args.item_column,
+        allow_shrink=args.allow_shrink,
+        include=args.include,
+        exclude=args.exclude,
     )
     bundle = ServerBundle.load(args.server_bundle, threads=args.threads)
     line = ProgressLine(sys.stderr)
@@ -333,6 +357,8 @@ def parse_galleries(values: list[str]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for value in values:
         named = re.fullmatch(r"([A-Za-z0-9._-]+)=(.+)", value)
+        if not value.strip():
+            raise ListenError("expected --gallery [NAME=]FOLDER, got an empty text")
         path = Path(named[2] if named else value)
         name = named[1] if named else path.resolve().name
         if name in folders:

@@ -1,12 +1,14 @@
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asymcir_common import BundleError, read_manifest, write_manifest
 from asymcir_common.files import write_atomically
-from asymcir_common.manifest import DEVICE_BUNDLE, GALLERY, MANIFEST_NAME
+from asymcir_common.manifest import DEVICE_BUNDLE, GALLERY, MANIFEST_NAME, SERVER_BUNDLE
 
 
 @pytest.fixture
@@ -153,3 +155,17 @@ def test_writing_atomically_leaves_the_old_content_when_it_fails(
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
+
+
+def test_a_clone_with_other_line_endings_is_the_same(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    (origin / "tokenizer.json").write_bytes(b'{\n  "a": 1\n}\n')
+    write_manifest(origin, format=SERVER_BUNDLE, properties={})
+    shutil.copy(root / ".gitattributes", origin / ".gitattributes")
+    git = ("git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "core.autocrlf=true")
+    for command in (("init", "-q"), ("add", "."), ("commit", "-qm", "a")):
+        subprocess.run([*git, *command], cwd=origin, check=True)
+    subprocess.run([*git, "clone", "-q", origin, tmp_path / "clone"], check=True)
+    read_manifest(tmp_path / "clone", format=SERVER_BUNDLE)

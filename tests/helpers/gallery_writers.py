@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from asymcir_server import Gallery, ServerBundle, build_gallery
+from asymcir_server import BuildConfig, Gallery, ServerBundle, build_gallery
 from asymcir_server.gallery import compact_gallery, edit_gallery
 from vector_galleries import new_picture, unit_rows, write_gallery
 
@@ -45,7 +45,7 @@ def make_change(
         files = sorted(pictures.rglob("*.png"))[: count_built(number)]
         listed = folder.parent / f"{count_built(number)}.jsonl"
         listed.write_text("\n".join(json.dumps({"path": str(path)}) for path in files), encoding="utf-8")
-        build_gallery(listed, bundle, folder)
+        build_gallery(listed, bundle, folder, config=BuildConfig(allow_shrink=True))
     elif what == "compact":
         compact_gallery(folder)
     else:

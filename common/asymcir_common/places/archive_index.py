@@ -29,12 +29,12 @@ from asymcir_common.places.rules import (
     Rejected,
     check_id,
     describe_suffixes,
-    is_hidden,
+    hidden_by,
     passed_over,
     suffix_of,
 )
 
-_VERSION = 3
+_VERSION = 4
 _ROWS = ("members", "pictures", "captions", "records")
 
 _log = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ class ArchiveIndex:
         rejected: what cannot be a picture.
         found: what the archive holds, for errors.
         passed_over: suffix -> members that are not taken for pictures.
+        passed_over_examples: suffix -> the first of them.
+        left_out: rule of `hidden_by` -> members.
     """
 
     names: list[str]
@@ -62,26 +64,32 @@ class ArchiveIndex:
     rejected: tuple[Rejected, ...]
     found: str
     passed_over: dict[str, int]
+    passed_over_examples: dict[str, str]
+    left_out: dict[str, int]
 
 
 def make_index(directory: Directory) -> ArchiveIndex:
     """Find the pictures, what stands beside each, and what cannot be one."""
-    suffixes, hidden = Counter[str](), Counter[str]()
+    suffixes, hidden, left_out = Counter[str](), Counter[str](), Counter[str]()
+    examples: dict[str, str] = {}
     named: list[tuple[str, int]] = []
     beside: dict[str, dict[str, int]] = {CAPTION_SUFFIX: {}, RECORD_SUFFIX: {}}
     rejected = [*directory.rejected]
     for row, name in enumerate(directory.names):
         suffix = suffix_of(name)
         suffixes[suffix] += 1
-        if is_hidden(name):
+        if rule := hidden_by(name):
             hidden[suffix] += 1
+            left_out[rule] += 1
             continue
         if suffix in PICTURE_SUFFIXES:
             if reason := check_id(name):
                 rejected.append(Rejected(id=name, path=name, reason=reason))
             else:
                 named.append((name, row))
-        elif suffix in beside:
+            continue
+        examples.setdefault(suffix, name)
+        if suffix in beside:
             beside[suffix].setdefault(os.path.splitext(name)[0], row)  # noqa: PTH122
     # The sort is stable, so of two members of one name the first in the archive comes first.
     named.sort(key=lambda item: item[0])
@@ -94,6 +102,8 @@ def make_index(directory: Directory) -> ArchiveIndex:
         rejected=tuple(rejected),
         found=describe_suffixes(suffixes),
         passed_over=passed_over(suffixes - hidden),
+        passed_over_examples=examples,
+        left_out=dict(left_out),
     )
 
 
@@ -136,6 +146,8 @@ def _load(path: Path) -> ArchiveIndex | None:
                 rejected=tuple(Rejected(**item) for item in texts["rejected"]),
                 found=texts["found"],
                 passed_over=texts["passed_over"],
+                passed_over_examples=texts["passed_over_examples"],
+                left_out=texts["left_out"],
                 **{key: arrays[key] for key in _ROWS},
             )
     except FileNotFoundError:
@@ -151,6 +163,8 @@ def _save(path: Path, index: ArchiveIndex) -> None:
         "rejected": [asdict(item) for item in index.rejected],
         "found": index.found,
         "passed_over": index.passed_over,
+        "passed_over_examples": index.passed_over_examples,
+        "left_out": index.left_out,
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

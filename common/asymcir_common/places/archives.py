@@ -42,6 +42,8 @@ class ArchivePlace:
         self.ids: Sequence[str] = [prefix + name for name in index.names] if prefix else index.names
         self.rejected, self.found = index.rejected, index.found
         self.passed_over: Mapping[str, int] = index.passed_over
+        self.passed_over_examples: Mapping[str, str] = index.passed_over_examples
+        self.left_out: Mapping[str, int] = index.left_out
 
     def path(self, row: int) -> str:
         """Return the name of a picture in the archive."""

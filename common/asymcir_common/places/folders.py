@@ -17,6 +17,7 @@ from asymcir_common.places.rules import (
     Rejected,
     check_id,
     describe_suffixes,
+    hidden_by,
     is_hidden,
     passed_over,
     suffix_of,
@@ -41,12 +42,15 @@ class FolderPlace:
         self.where = str(folder)
         self.label = folder.resolve().name
         self._suffixes, rejected = Counter[str](), list[Rejected]()
+        self._left_out, self._examples = Counter[str](), dict[str, str]()
         self.ids: Sequence[str] = [prefix + name for name in self._walk(rejected)]
         self.rejected = tuple(rejected)
         shards = [suffix for suffix in sorted(ARCHIVE_SUFFIXES) if self._suffixes[suffix]]
         hint = f"; for its archives pass {folder / '*'}{shards[0]}" if shards else ""
         self.found = describe_suffixes(self._suffixes) + hint
         self.passed_over: Mapping[str, int] = passed_over(self._suffixes)
+        self.passed_over_examples: Mapping[str, str] = self._examples
+        self.left_out: Mapping[str, int] = self._left_out
 
     def path(self, row: int) -> str:
         """Return the relative path of a picture."""
@@ -85,6 +89,7 @@ class FolderPlace:
         for root, folders, files in os.walk(self._folder, onerror=note):
             relative = Path(root).relative_to(self._folder).as_posix()
             prefix = "" if relative == "." else f"{relative}/"
+            self._left_out.update(rule for name in (*folders, *files) if (rule := hidden_by(name)))
             folders[:] = sorted(name for name in folders if not is_hidden(name))
             for name in folders:
                 if Path(root, name).is_symlink():
@@ -95,6 +100,7 @@ class FolderPlace:
                 suffix = suffix_of(name)
                 self._suffixes[suffix] += 1
                 if suffix not in PICTURE_SUFFIXES:
+                    self._examples.setdefault(suffix, prefix + name)
                     continue
                 if reason := check_id(prefix + name):
                     reject(prefix + name, reason)

@@ -153,6 +153,8 @@ class ListPlace:
         self.rejected = tuple(rejected)
         self.found = f"{_EXPECTED}, found {len(rejected) or 'none'}" + (" that are not" if rejected else "")
         self.passed_over: Mapping[str, int] = {}
+        self.passed_over_examples: Mapping[str, str] = {}
+        self.left_out: Mapping[str, int] = {}
         self._paths = paths
         order = np.argsort(np.array(owners, np.int64), kind="stable")
         self._places, self._lengths = np.array(places, np.int64)[order], np.array(lengths, np.int64)[order]

@@ -58,6 +58,8 @@ class ParquetPlace:
         self._path, self._url, self._reader = path, url, PathReader(files)
         self.where, self.label = url or str(path), path.name
         self.passed_over: Mapping[str, int] = {}
+        self.passed_over_examples: Mapping[str, str] = {}
+        self.left_out: Mapping[str, int] = {}
         _pyarrow_parquet()
         try:
             columns = _read_columns(path)

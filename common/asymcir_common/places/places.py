@@ -54,6 +54,8 @@ class Place(Protocol):
         rejected: what cannot be a picture, known without reading one.
         found: what is there, for the error where no picture is.
         passed_over: suffix -> files that are not taken for pictures; hidden ones are not counted.
+        passed_over_examples: suffix -> the first of them.
+        left_out: rule of `rules.hidden_by` -> hidden files and folders; a folder counts as one.
     """
 
     where: str
@@ -62,6 +64,8 @@ class Place(Protocol):
     rejected: tuple[Rejected, ...]
     found: str
     passed_over: Mapping[str, int]
+    passed_over_examples: Mapping[str, str]
+    left_out: Mapping[str, int]
 
     def path(self, row: int) -> str:
         """Return the name of a picture in the place."""
@@ -159,6 +163,8 @@ def _expand_spec(spec: str | Path) -> Sequence[str | Path]:
     from braceexpand import braceexpand  # a phone's install does not have it, and reads no shards
 
     text = str(spec)
+    if not text.strip():
+        raise PlaceError(f"a place of pictures was named by an empty text: pass {_KINDS}")
     if isinstance(spec, Path) or Path(text).exists():
         return [Path(spec)]
     try:

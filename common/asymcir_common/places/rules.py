@@ -3,7 +3,7 @@
 | subject | rule |
 |---|---|
 | files of a folder or an archive | taken by the suffixes of PICTURE_SUFFIXES; a list may name any file |
-| hidden files and folders, `__MACOSX` | left out |
+| hidden files and folders, JUNK_NAMES | left out, and counted |
 | ids | UTF-8 text of 1 to MAX_ID_BYTES bytes; others are rejected |
 | names in archives | a leading `./` is removed; names with `..` or a leading `/` are rejected |
 | links to files | followed in a folder and in a list; rejected in an archive |
@@ -20,11 +20,20 @@ from dataclasses import dataclass
 
 PICTURE_SUFFIXES = frozenset(
     {
-        ".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tga",
-        ".tif", ".tiff", ".webp",
+        ".apng", ".avif", ".avifs", ".bmp", ".gif", ".heic", ".heics", ".heif", ".heifs", ".hif", ".icb", ".ico",
+        ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pfm",
+        ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp",
     }
 )  # fmt: skip
-"""Files of a folder or an archive that are taken for pictures."""
+"""Files of a folder or an archive that are taken for pictures: all suffixes of the formats that are decoded."""
+
+JUNK_NAMES = frozenset(
+    {"#recycle", "$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX", "found.000", "lost+found"}
+)
+"""Folders that file servers, cameras and operating systems keep for themselves."""
+
+HIDDEN = ".*"
+"""Stands for the names that start with a dot, where what is left out is counted."""
 
 CAPTION_SUFFIX, RECORD_SUFFIX = ".txt", ".json"
 """Files of a picture's own name that stand beside it."""
@@ -60,8 +69,15 @@ def suffix_of(name: str) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a path has a part that starts with a dot, or lies where macOS keeps its own files."""
-    return "/." in f"/{name}" or "/__MACOSX/" in f"/{name}/"
+    """Whether a path has a part that starts with a dot or is one of JUNK_NAMES."""
+    return hidden_by(name) is not None
+
+
+def hidden_by(name: str) -> str | None:
+    """Return which rule leaves a path out: HIDDEN, or one of JUNK_NAMES; None where it is taken."""
+    if not JUNK_NAMES.isdisjoint(parts := name.split("/")):
+        return next(part for part in parts if part in JUNK_NAMES)
+    return HIDDEN if "/." in f"/{name}" else None
 
 
 def leaves_its_place(name: str) -> bool:

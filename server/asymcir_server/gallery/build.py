@@ -47,6 +47,8 @@ from asymcir_server.gallery.vectors_file import VECTORS_NAME, VectorWriter
 
 _log = logging.getLogger(__name__)
 
+_MOST_SHRINKING = 2
+
 Progress = Callable[[int, int, int], None]
 """Called with entries done, entries in all, and entries quarantined."""
 
@@ -65,6 +67,9 @@ class BuildConfig:
         thumbnail_side: keep thumbnails whose longer side has this many pixels, at most MAX_THUMBNAIL_SIDE; 0: none.
         near_duplicates: look for pictures that look alike.
         item_column: the metadata key that names the item which a picture shows; empty for none.
+        allow_shrink: allow a snapshot of less than half as many pictures as the gallery has now.
+        include, exclude: patterns of paths that are taken, all where there are none, and left out; see
+            `sources.entries.match_path`.
     """
 
     target: str | None = None
@@ -75,6 +80,9 @@ class BuildConfig:
     thumbnail_side: int = 0
     near_duplicates: bool = False
     item_column: str = DEFAULT_ITEM_COLUMN
+    allow_shrink: bool = False
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= MAX_BATCH_SIZE or not 0 <= self.workers <= MAX_THREADS:
@@ -114,10 +122,12 @@ def build_gallery(
     config = config or BuildConfig()
     target = config.target or bundle.default_target
     target_space = bundle.target_space(target)
-    source = open_source(images)
+    source = open_source(images, include=config.include, exclude=config.exclude)
     with lock_gallery(out), _explain_write_errors(out):
         if not config.replace_space:
             _refuse_other_space(out, target_space)
+        before = 0 if config.allow_shrink else _count_pictures(out)
+        _refuse_shrinking(out, before, len(source), "all that is there")  # before hours of encoding
         wanted = Wanted(
             encoder=encoder_digest(bundle, target),
             width=bundle.text.embedding_width,
@@ -132,6 +142,7 @@ def build_gallery(
             size = items.size
             if size == 0:
                 raise GalleryBuildError(_explain_nothing(images, source, folder, items.quarantined))
+            _refuse_shrinking(out, before, size, f"{items.quarantined} are put aside")
             index = build_index(folder / VECTORS_NAME, folder / INDEX_NAME, config.index)
             write_manifest(
                 folder,
@@ -162,7 +173,10 @@ def build_gallery(
         encoded=items.encoded,
         quarantined=items.quarantined,
         quarantined_by_reason=items.reasons.most_common(),
+        quarantined_examples=items.reasons.examples,
         passed_over=source.passed_over,
+        passed_over_examples=source.passed_over_examples,
+        left_out=source.left_out,
         duplicates=items.duplicates,
         index_kind=index["index_kind"],
         index_recall_at_10=index["index_recall_at_10"],
@@ -192,6 +206,26 @@ def _refuse_other_space(out: Path, target_space: str) -> None:
         raise GalleryBuildError(
             f"the gallery {out} is of the target space {held}, this bundle and target make {target_space}: "
             "choose another --gallery, or pass --replace-space if every server that opens it changes its bundle too"
+        )
+
+
+def _count_pictures(out: Path) -> int:
+    """Count the pictures that a gallery holds now; 0 where there is none yet, or it cannot be read."""
+    try:
+        properties = json.loads((current_snapshot(out) / MANIFEST_NAME).read_text(encoding="utf-8"))["properties"]
+        added, removed, _ = _count_left(out)
+        return int(properties["size"]) + added - removed
+    except Exception as exc:  # no gallery yet, or one so damaged that building it again is the way out
+        _log.debug("no pictures to compare with in %s: %s", out, exc)
+        return 0
+
+
+def _refuse_shrinking(out: Path, before: int, now: int, found: str) -> None:
+    """Refuse to replace a gallery by less than half of it: as a rule a folder that is not mounted, or half copied."""
+    if 0 < now < before / _MOST_SHRINKING:
+        raise GalleryBuildError(
+            f"the gallery {out} holds {before} pictures and would hold {now} ({found}): check that all of the pictures "
+            "are there, or pass --allow-shrink"
         )
 
 

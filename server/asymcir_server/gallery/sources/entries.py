@@ -5,6 +5,7 @@ that decodes it. What is known to be unusable before that (a broken line, a name
 Which files are pictures, and the format of a list, is said in `asymcir_common.places`.
 """
 
+import fnmatch
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,20 +50,42 @@ class Source:
     Attributes:
         found: what is there, for the error where no picture is.
         passed_over: suffix -> files of folders and archives that are not taken for pictures, the most frequent first.
+        passed_over_examples: suffix -> one of them.
+        left_out: rule -> what hidden names and names of junk leave out there, a folder as one, and pictures that the
+            patterns leave out.
     """
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: Places, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
+        """Take pictures of some places.
+
+        Args:
+            places: open.
+            include: patterns; where there are any, a picture is taken if its path matches one.
+            exclude: patterns; a picture is left out if its path matches one. See `match_path`.
+        """
         self._places = places
         self.found = "; ".join(place.found for place in places.places)
         passed_over = Counter[str]()
         for opened in places.places:
             passed_over.update(opened.passed_over)
         self.passed_over = dict(passed_over.most_common())
+        self.passed_over_examples: dict[str, str] = {}
+        left_out = Counter[str]()
+        for opened in reversed(places.places):
+            self.passed_over_examples.update(opened.passed_over_examples)
+            left_out.update(opened.left_out)
+        self._numbers: Sequence[int] = range(len(places))
+        if include or exclude:
+            rules = [self._leave_out(number, include, exclude) for number in self._numbers]
+            left_out.update(rule for rule in rules if rule)
+            self._numbers = [number for number, rule in enumerate(rules) if not rule]
+        self.left_out = dict(left_out.most_common())
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Yield the entries in a stable order."""
         yield from self._places.rejected
-        for number, identity in enumerate(self._places.ids):
+        for number in self._numbers:
+            identity = self._places.ids[number]
             place, row = self._places.find(number)
             path, lines = place.path(row), []
             try:
@@ -77,17 +100,34 @@ class Source:
 
     def __len__(self) -> int:
         """Return how many there are, for the progress line."""
-        return len(self._places) + len(self._places.rejected)
+        return len(self._numbers) + len(self._places.rejected)
+
+    def _leave_out(self, number: int, include: Sequence[str], exclude: Sequence[str]) -> str | None:
+        place, row = self._places.find(number)
+        path = place.path(row)
+        if include and not any(match_path(path, pattern) for pattern in include):
+            return "--include"
+        return next((f"--exclude {pattern}" for pattern in exclude if match_path(path, pattern)), None)
 
 
-def open_source(images: str | Path | Sequence[str | Path]) -> Source:
-    """Open folders (searched recursively), archives and lists; see `asymcir_common.places.open_places`.
+def match_path(path: str, pattern: str) -> bool:
+    """Whether a path, or a part of it, matches a pattern of the shell: "drafts" and "*_thumb.*" anywhere, "a/*" from
+    the place on; `*` matches a slash too."""
+    if "/" in pattern:
+        return fnmatch.fnmatchcase(path, pattern)
+    return any(fnmatch.fnmatchcase(part, pattern) for part in path.split("/"))
+
+
+def open_source(
+    images: str | Path | Sequence[str | Path], *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> Source:
+    """Open folders (searched recursively), archives and lists; see `asymcir_common.places.open_places` and `Source`.
 
     Raises:
         GalleryBuildError: nothing is there, it is none of these, or it cannot be read.
     """
     try:
-        return Source(open_places(images))
+        return Source(open_places(images), include=include, exclude=exclude)
     except PlaceError as exc:
         raise GalleryBuildError(str(exc)) from exc
 

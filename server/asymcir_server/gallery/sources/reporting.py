@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -32,7 +32,10 @@ class BuildReport:
         encoded: pictures that went through the visual encoder; the other vectors were there from earlier builds.
         quarantined: pictures put aside.
         quarantined_by_reason: kind of reason, without names and numbers -> pictures, the most frequent first.
+        quarantined_examples: kind of reason -> the path of one of them.
         passed_over: suffix -> files of folders and archives that are not taken for pictures.
+        passed_over_examples: suffix -> one of them.
+        left_out: rule -> hidden files and folders, junk (a folder as one), and pictures that a pattern leaves out.
         duplicates: exact ones, and near ones where they were asked for.
         index_kind: its index.
         index_recall_at_10: measured against brute force.
@@ -53,6 +56,9 @@ class BuildReport:
     index_kind: str
     index_recall_at_10: float
     elapsed_s: float
+    quarantined_examples: Mapping[str, str] = field(default_factory=dict)
+    passed_over_examples: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
     changes_before: tuple[int, int, int] = (0, 0, 0)
 
 
@@ -61,6 +67,7 @@ class ReasonCounts:
 
     def __init__(self) -> None:
         self._counts = Counter[str]()
+        self.examples: dict[str, str] = {}
 
     def add(self, item: Rejected) -> None:
         """Count one."""
@@ -72,6 +79,7 @@ class ReasonCounts:
         if kind not in self._counts and len(self._counts) >= MAX_REASONS:
             kind = _OTHER
         self._counts[kind] += 1
+        self.examples.setdefault(kind, item.path or item.id)
 
     def most_common(self) -> dict[str, int]:
         """Return kind -> count, the most frequent first."""
@@ -94,7 +102,10 @@ def describe_report(report: BuildReport) -> Iterator[str]:
     if report.encoded < report.size:
         yield f"encoded: {report.encoded}; the vectors of the others were there already"
     if report.passed_over:
-        named = [f"{count} {suffix or '(no suffix)'}" for suffix, count in report.passed_over.items()]
+        named = [
+            f"{count} {suffix or '(no suffix)'} (such as {_shown(report.passed_over_examples.get(suffix, ''))})"
+            for suffix, count in report.passed_over.items()
+        ]
         more = f" and {len(named) - _SHOWN} more suffixes" if len(named) > _SHOWN else ""
         yield f"passed over, not taken for pictures: {', '.join(named[:_SHOWN])}{more}"
     if any(report.changes_before):
@@ -103,6 +114,9 @@ def describe_report(report: BuildReport) -> Iterator[str]:
             f"the changes to the snapshot before ({added} added, {removed} removed, {updated} updated) are in "
             "this one as far as its sources hold them; `asymcir gallery rollback` goes back to it"
         )
+    if report.left_out:
+        counted = ", ".join(f"{count} {rule}" for rule, count in list(report.left_out.items())[:_SHOWN])
+        yield f"left out by name: {counted}"
     duplicates = report.duplicates
     if duplicates.exact or duplicates.near:
         near = "" if duplicates.near is None else f", {duplicates.near} look like an earlier one"
@@ -110,6 +124,10 @@ def describe_report(report: BuildReport) -> Iterator[str]:
         yield f"duplicates: {duplicates.exact} pictures have the same file as an earlier one{near}; such as {example}"
         yield f"duplicates, all of them: {report.snapshot / DUPLICATES_NAME}"
     for kind, count in list(report.quarantined_by_reason.items())[:_SHOWN]:
-        yield f"{count} put aside: {kind}"
+        yield f"{count} put aside: {kind} (such as {_shown(report.quarantined_examples.get(kind, ''))})"
     if report.quarantined:
         yield f"put aside, with the reason: {report.snapshot / QUARANTINE_NAME}"
+
+
+def _shown(name: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in name)
