@@ -5,7 +5,7 @@ DEMO := .venv-demo
 PROTO := .venv-proto
 PROTO_FILE := protos/asymcir_protos/v1/retrieval.proto
 
-.PHONY: help install demo demo-assets emoji ablation check docs test soak proto proto-check bench bench-arm bench-device bench-gallery bench-gallery-build bench-gallery-changes bench-server-sizes bench-training clean
+.PHONY: help install demo demo-assets emoji ablation check docs test soak proto proto-check bench bench-arm bench-device bench-gallery bench-gallery-build bench-gallery-changes bench-server-sizes bench-training demo-web web web-generate web-check web-test web-screenshots clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,12 @@ demo: $(DEMO)/ready  ## Install the runtime (no torch) and watch the whole produ
 	$(DEMO)/bin/pip install --quiet '.[server]'
 	$(DEMO)/bin/asymcir demo
 
+demo-web: $(DEMO)/ready  ## Serve the demo's gallery with the search page at http://localhost:8080 (no Node needed)
+	$(DEMO)/bin/pip install --quiet '.[server]'
+	$(DEMO)/bin/asymcir gallery build demo/assets/gallery/gallery.jsonl --server-bundle demo/assets/server --gallery demo/out/web-gallery --thumbnails 128
+	@echo "open http://localhost:8080 when it says serving"
+	$(DEMO)/bin/asymcir serve --server-bundle demo/assets/server --gallery emoji=demo/out/web-gallery --http 8080 --device-bundle demo/assets/device --web
+
 test: $(DEV)/ready  ## Run the tests
 	$(DEV)/bin/pytest
 
@@ -51,6 +57,26 @@ proto: $(PROTO)/ready  ## Generate the gRPC code from the .proto file
 
 proto-check: $(PROTO)/ready
 	scripts/proto-check $(PROTO)/bin/python $(PROTO_FILE)
+
+edge/web/node_modules/ready: edge/web/package-lock.json
+	cd edge/web && npm ci --no-audit --no-fund
+	touch $@
+
+web: edge/web/node_modules/ready  ## Build the npm package and the page that the wheel carries (needs npm)
+	cd edge/web && npm run build && node scripts/publish-page.mjs
+
+web-generate: edge/web/node_modules/ready $(PROTO)/ready  ## Generate the browser's code from the .proto file
+	cd edge/web && PYTHON=$(CURDIR)/$(PROTO)/bin/python npm run generate
+
+web-check: web-generate  ## Check the browser's types, tests, size budget, and that the committed page is that of the sources
+	git diff --exit-code edge/web/src/gen
+	cd edge/web && npm run build && node scripts/publish-page.mjs --check && npm test
+
+web-test: edge/web/node_modules/ready $(DEV)/ready  ## Drive the page in a headless Chromium
+	cd edge/web && npm run test:browser
+
+web-screenshots: edge/web/node_modules/ready $(DEV)/ready  ## Draw the page's pictures in docs/images
+	cd edge/web && npm run screenshots
 
 NPM_EMOJI := openmoji@17.0.0 @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
   @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3 @iconify-json/noto-v1@1.2.5 \

@@ -119,6 +119,7 @@ def run_demo(args: argparse.Namespace) -> int:
         f"   {asymcir} query --image YOUR.jpg --text 'is blue' --server localhost:50051 "
         f"--device-bundle {assets.device_bundle}"
     )
+    print("\nor in a browser, by a photograph or a drawing, at http://localhost:8080:\n\n   make demo-web")
     print("\nor your own gallery:\n")
     print(f"   {asymcir} gallery build YOUR_PICTURES --server-bundle {assets.server_bundle} --gallery my-gallery")
     print(f"   {asymcir} serve --server-bundle {assets.server_bundle} --gallery my-gallery --port 50052")

@@ -30,6 +30,8 @@ from asymcir_server.change_commands import register_changes
 from asymcir_server.history_commands import register_history
 
 DEFAULT_PORT = 50051
+PAGE_FOLDER = Path(__file__).parent / "serve" / "http" / "page"
+"""The built search page; `make web` makes it anew from edge/web."""
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -194,7 +196,14 @@ def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         metavar="FOLDER",
         help="serve the files of a device bundle over HTTP at /device/",
     )
-    serve.add_argument("--web", type=path_name, metavar="FOLDER", help="serve the files of a folder over HTTP at /")
+    serve.add_argument(
+        "--web",
+        type=path_name,
+        nargs="?",
+        const=PAGE_FOLDER,
+        metavar="FOLDER",
+        help="serve the search page over HTTP at /, which needs --device-bundle; with FOLDER, its files instead",
+    )
     serve.add_argument(
         "--port-file", type=path_name, metavar="FILE", help="write the port of gRPC here once the server is ready"
     )
@@ -326,6 +335,8 @@ def run_serve(args: argparse.Namespace) -> int:
         )
     elif args.allow_origin or args.device_bundle or args.web:
         raise ListenError("--allow-origin, --device-bundle and --web need --http PORT")
+    if args.web == PAGE_FOLDER and args.device_bundle is None:
+        raise ListenError("the page of --web encodes pictures in the browser: add --device-bundle FOLDER")
     limits = ServiceLimits(concurrency=args.concurrency, max_in_flight=args.max_in_flight, max_top_k=args.max_top_k)
     config = ServerConfig(
         host=args.host,
