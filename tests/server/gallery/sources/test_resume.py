@@ -210,7 +210,7 @@ def test_the_counts_of_a_build_in_json(
     for part in (
         "7 pictures as union, 3 quarantined",
         "encoded: 0;",
-        "2 .txt, 1 .doc",
+        "2 .txt (such as a.txt), 1 .doc (such as c.doc)",
         "2 put aside: cannot decode it",
     ):
         assert part in text
