@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from asymcir_common import TokensError, read_image
+from asymcir_common import ImageError, TokensError, read_image
 from asymcir_common.arguments import (
     MAX_REPEATS,
     MAX_TOP_K,
@@ -49,9 +49,10 @@ def register_encode(subparsers: Any) -> None:
         "--out",
         type=path_name,
         metavar="FILE.npy",
-        help="write the tokens: float32 [L, D] of one picture, [n, L, D] of several",
+        help="write the tokens: float32 [L, D] of one picture, [n, L, D] of those of several that can be encoded",
     )
     parser.add_argument("--force", action="store_true", help="replace the file of --out if it exists")
+    parser.add_argument("--strict", action="store_true", help="stop at the first picture that cannot be encoded")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_encode)
 
@@ -178,10 +179,20 @@ def _encode(args: argparse.Namespace) -> int:
     if args.out is not None:
         _check_output(args.out, force=args.force)
     encoder = _open_encoder(args)
-    encoded = [_encode_picture(encoder, path, args.tokens) for path in args.pictures]
+    encoded, failed = [], list[dict[str, str]]()
+    for path in args.pictures:
+        try:
+            encoded.append(_encode_picture(encoder, path, args.tokens))
+        except ImageError as exc:
+            if args.strict or len(args.pictures) == 1:
+                raise
+            failed.append({"path": str(path), "reason": str(exc)})
+            print(f"asymcir: error: {_printable(str(exc))}", file=sys.stderr)
+    if not encoded:
+        raise ImageError(f"none of the {len(failed)} pictures can be encoded: see above")
     if args.out is not None:
         arrays = [tokens for tokens, _ in encoded]
-        _write_array(args.out, arrays[0] if len(arrays) == 1 else np.stack(arrays))
+        _write_array(args.out, arrays[0] if len(args.pictures) == 1 else np.stack(arrays))
     reports = [report for _, report in encoded]
     if args.json:
         record = {
@@ -190,9 +201,10 @@ def _encode(args: argparse.Namespace) -> int:
             "word_space": encoder.bundle.word_space,
             "out": None if args.out is None else str(args.out),
             "pictures": reports,
+            "failed": failed,
         }
         print(json.dumps(record, indent=2))
-        return 0
+        return 1 if failed else 0
     for report in reports:
         print(
             f"{_printable(report['path'])}: tokens {report['shape']}, norm {report['norm_min']:.3f} to "
@@ -202,7 +214,7 @@ def _encode(args: argparse.Namespace) -> int:
         )
     if args.out is not None:
         print(f"wrote {_printable(str(args.out))}")
-    return 0
+    return 1 if failed else 0
 
 
 def _query(args: argparse.Namespace) -> int:

@@ -88,6 +88,21 @@ def test_encode_several_as_json(bundle: Path, pictures: dict[str, Path], tmp_pat
     assert record["pictures"][0]["norm_max"] == pytest.approx(norms.max())
 
 
+def test_encode_keeps_the_good_ones(bundle: Path, pictures: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "tokens.npy"
+    words = ("encode", pictures["bad_empty"], pictures["good"], "--device-bundle", bundle, "--json", "--out", out)
+    done = run(*words, check=False)
+    record = json.loads(done.stdout)
+    assert done.returncode == 1 and "is empty" in done.stderr
+    assert [picture["path"] for picture in record["pictures"]] == [str(pictures["good"])]
+    assert [picture["path"] for picture in record["failed"]] == [str(pictures["bad_empty"])]
+    assert np.load(out).shape == (1, 4, 8)
+    strict = run(*words, "--force", "--strict", check=False)
+    assert (strict.returncode, strict.stdout) == (1, "")
+    bad = ("encode", pictures["bad_empty"], pictures["bad_text"], "--device-bundle", bundle)
+    assert "none of the 2 pictures" in run(*bad, check=False).stderr
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -158,6 +158,8 @@ class RetrievalClient:
         """
         if not 1 <= top_k <= _MAX_UINT32:
             raise RequestRefusedError(f"expected top_k to be 1 or more, got {top_k}")
+        if isinstance(excluded_ids, str):
+            raise RequestRefusedError(f"expected a list of excluded ids, got the text {excluded_ids!r}")
         packed = pack_tokens(tokens, self.token_encoding)
         try:
             condition = parse_filter(where) if isinstance(where, str) else where

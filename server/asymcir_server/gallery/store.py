@@ -245,6 +245,8 @@ class Gallery:
             raise RequestError(f"expected queries [b, {self.embedding_width}], got {list(query.shape)}")
         if top_k < 1:
             raise RequestError(f"expected top_k above 0, got {top_k}")
+        if isinstance(excluded_ids, str):
+            raise RequestError(f"expected a list of excluded ids, got the text {excluded_ids!r}")
         selection = None if where is None else self._selections.select(where)
         if selection is not None and len(selection) == self.size:
             selection = None
@@ -260,6 +262,15 @@ class Gallery:
             scores=scores,
             items=[[items.get(int(row), "") for row in found if row >= 0] for found in rows],
         )
+
+    def find_unknown(self, ids: Sequence[str]) -> list[str]:
+        """Return those of some ids that are neither of a picture nor of an item."""
+        held = self._metadata.rows(ids)
+        return [
+            one
+            for one in dict.fromkeys(ids)
+            if one not in held and not (self.has_items and len(self._metadata.item_rows([one])))
+        ]
 
     def rows(self, ids: Sequence[str]) -> dict[str, int]:
         """Map ids to rows, numbers that only this open gallery gives a meaning; unknown ids are left out."""

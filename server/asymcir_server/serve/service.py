@@ -24,6 +24,7 @@ from asymcir_server.serve.status import to_status
 
 DEFAULT_TOP_K = 10
 MAX_EXCLUDED_IDS = 1000
+_SHOWN_IDS = 3
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """What a gRPC peer receives unless it was told otherwise; a larger answer would be lost at the client."""
 
@@ -199,6 +200,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
                 where=request.filter if request.HasField("filter") else None,
                 every_picture=request.every_picture,
             )
+            unknown = gallery.find_unknown(request.excluded_ids)
             ids = result.ids[0]
             metadata = gallery.metadata(ids) if request.with_metadata else []
             searched_s = time.perf_counter()
@@ -211,6 +213,10 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
                 search_ms=(searched_s - encoded_s) * 1000.0,
             ),
         )
+        if unknown:
+            shown = ", ".join(repr(one) for one in unknown[:_SHOWN_IDS])
+            more = f" and {len(unknown) - _SHOWN_IDS} more" if len(unknown) > _SHOWN_IDS else ""
+            response.warnings.append(f"excluded ids that the gallery does not hold: {shown}{more}")
         for identity, score, item in zip(ids, result.scores[0].tolist(), result.items[0], strict=True):
             response.hits.add(id=identity, score=score, item=item)
         if request.with_metadata:

@@ -215,6 +215,12 @@ def test_timeout(servicer: ScriptedServicer) -> None:
     server.stop(None)
 
 
+def test_a_text_is_no_list_of_ids(client: RetrievalClient, servicer: ScriptedServicer) -> None:
+    with pytest.raises(RequestRefusedError, match="expected a list of excluded ids"):
+        client.search(TOKENS, "space", excluded_ids="a.png")
+    assert not servicer.requests
+
+
 def test_answer_above_4_megabytes(client: RetrievalClient, servicer: ScriptedServicer) -> None:
     servicer.script = [hits(5, metadata_bytes=1_000_000)]
     with pytest.raises(RequestRefusedError, match="ask for fewer hits"):

@@ -16,7 +16,14 @@ from asymcir_edge import RequestRefusedError, RetrievalClient, SearchResult
 from asymcir_protos import pack_tokens
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
 from asymcir_server import Gallery, RetrievalServer, ServerBundle, ServerConfig, ServiceLimits, build_gallery
-from asymcir_server.errors import DeadlineError, ListenError, OverloadedError, SpaceMismatchError, UnavailableError
+from asymcir_server.errors import (
+    DeadlineError,
+    ListenError,
+    OverloadedError,
+    RequestError,
+    SpaceMismatchError,
+    UnavailableError,
+)
 from asymcir_server.serve.admission import Admission
 from asymcir_server.serve.service import RetrievalService
 from google.protobuf.json_format import MessageToDict
@@ -100,6 +107,9 @@ def test_top_k_exclusion_and_metadata(
     request.excluded_ids.extend([ten.hits[0].id, "unknown"])
     request.top_k, request.with_metadata = 1000, True
     rest = service.search(request)
+    assert list(rest.warnings) == ["excluded ids that the gallery does not hold: 'unknown'"] and not ten.warnings
+    with pytest.raises(RequestError, match="expected a list of excluded ids"):
+        gallery.search(np.ones((1, gallery.embedding_width), np.float32), 3, "00")
     assert len(rest.hits) == 39
     assert [hit.id for hit in rest.hits][:9] == [hit.id for hit in ten.hits][1:]
     assert MessageToDict(rest.hits[0].metadata)["tags"] == ["x", None]
