@@ -121,7 +121,7 @@ def _write(editor: Editor, index: str | None) -> tuple[str, str, float]:
             items = metadata.finish()
         if THUMBNAILS_NAME in editor.files:
             _copy_thumbnails(snapshot / THUMBNAILS_NAME, folder / THUMBNAILS_NAME, digests, reader, delta)
-        if QUARANTINE_NAME in editor.files:
+        if (snapshot / QUARANTINE_NAME).exists():
             shutil.copyfile(snapshot / QUARANTINE_NAME, folder / QUARANTINE_NAME)
         described = build_index(folder / VECTORS_NAME, folder / INDEX_NAME, _index_config(properties, index))
         encoders = {properties.get("encoder", MIXED_ENCODERS), *(encoder for encoder, _hash in stored.values())}

@@ -79,6 +79,7 @@ def test_the_commands_change_a_gallery_and_say_what_they_did(
     assert run("gallery", "verify", *place).returncode == 0
     compacted = run("gallery", "compact", *place)
     assert "snapshot 000002: 26 pictures, 6 added" in compacted.stdout
+    assert (folder / "snapshots/000002/quarantine.jsonl").exists()
     assert "nothing to merge" in run("gallery", "compact", *place).stdout
     back = run("gallery", "rollback", *place, "--discard-changes")
     assert "current snapshot: 000001" in back.stdout
