@@ -24,6 +24,7 @@ from asymcir_edge.remote.status import to_server_error
 DEFAULT_TIMEOUT_S = 10.0
 
 _ADDRESS = re.compile(r"unix:.+|(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})")
+_LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\]):\d+", re.IGNORECASE)
 _MAX_UINT32 = 2**32 - 1
 
 # Both calls only read, so a call that a server did not take may be sent again: once, after about 0.2 s, or when the
@@ -42,7 +43,7 @@ _RETRIES = {
         }
     ]
 }
-_CHANNEL_OPTIONS = [
+_CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.service_config", json.dumps(_RETRIES)),
     # A server answers more than one ping in 5 minutes without data, or pings without a call, with GOAWAY.
     ("grpc.keepalive_time_ms", 330_000),
@@ -89,7 +90,7 @@ class RetrievalClient:
         self.address = address
         self.timeout_s = timeout_s
         self.token_encoding: TokenEncoding = token_encoding
-        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._channel = grpc.insecure_channel(address, options=_options_for(address))
         self._stub = retrieval_pb2_grpc.RetrievalStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
@@ -189,3 +190,9 @@ class RetrievalClient:
         except ValueError as exc:  # how gRPC says that the channel is closed
             raise RequestRefusedError(f"this client cannot send any more: {exc}") from exc
         return response, (time.perf_counter() - start_s) * 1000.0
+
+
+def _options_for(address: str) -> list[tuple[str, str | int]]:
+    """Return the channel's options: what listens on this machine is never asked through the proxy of `http_proxy`."""
+    direct: list[tuple[str, str | int]] = [("grpc.enable_http_proxy", 0)] if _LOOPBACK.fullmatch(address) else []
+    return [*_CHANNEL_OPTIONS, *direct]

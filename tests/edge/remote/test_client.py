@@ -215,6 +215,21 @@ def test_timeout(servicer: ScriptedServicer) -> None:
     server.stop(None)
 
 
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_on_this_machine_is_not_asked_through_a_proxy(
+    variable: str, host: str, servicer: ScriptedServicer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port()}")
+    servicer.script = [hits()]
+    server, port = start_server(servicer)
+    with RetrievalClient(f"{host}:{port}", timeout_s=5) as client:
+        assert len(client.search(TOKENS, "space").hits) == 2
+    server.stop(None)
+
+
 def test_a_text_is_no_list_of_ids(client: RetrievalClient, servicer: ScriptedServicer) -> None:
     with pytest.raises(RequestRefusedError, match="expected a list of excluded ids"):
         client.search(TOKENS, "space", excluded_ids="a.png")
