@@ -172,7 +172,7 @@ def add_device_bundle(parser: Any, *, required: bool = True, help: str = "the de
 
 
 def add_server(parser: argparse.ArgumentParser, *, timeout_s: float) -> None:
-    """Add `--server HOST:PORT` and `--timeout SECONDS`."""
+    """Add `--server HOST:PORT`, `--timeout SECONDS`, and the options of a key and of TLS."""
     parser.add_argument("--server", required=True, metavar="HOST:PORT", help="the retrieval server's address")
     parser.add_argument(
         "--timeout",
@@ -180,6 +180,16 @@ def add_server(parser: argparse.ArgumentParser, *, timeout_s: float) -> None:
         default=timeout_s,
         metavar="SECONDS",
         help=f"how long to wait for an answer (default: {timeout_s:g})",
+    )
+    parser.add_argument("--key-file", type=Path, metavar="FILE", help="a file with the key that the server asks for")
+    parser.add_argument("--tls", action="store_true", help="encrypt, and check the server's certificate")
+    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="trust certificates that these signed, PEM")
+    parser.add_argument(
+        "--tls-client",
+        type=Path,
+        nargs=2,
+        metavar=("CERTIFICATE", "KEY"),
+        help="this client's certificate and private key, PEM, where the server asks for them",
     )
 
 

@@ -3,21 +3,31 @@ from .device.encoder import QueryEncoder
 from .device.selftest import run_selftest
 from .device.verdicts import SelfTestReport
 from .errors import (
+    AccessDeniedError,
     AddressError,
+    CredentialsError,
     EncoderError,
     OutputError,
     RequestRefusedError,
     ServerError,
     ServerFailedError,
+    ServerOverloadedError,
     ServerTimeoutError,
     ServerUnavailableError,
     SpaceMismatchError,
 )
 from .remote.admin import AddedPicture, CompactedGallery, GalleryAdmin, NewPicture
+from .remote.aio import AsyncRetrievalClient
 from .remote.answers import GalleryDescription, SearchHit, SearchResult, SearchTiming, ServerDescription, ServerLimits
 from .remote.client import RetrievalClient
+from .remote.credentials import Credentials
 
 __all__ = [
+    "AccessDeniedError",
+    "AsyncRetrievalClient",
+    "Credentials",
+    "CredentialsError",
+    "ServerOverloadedError",
     "AddedPicture",
     "AddressError",
     "CompactedGallery",

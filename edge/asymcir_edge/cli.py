@@ -37,6 +37,7 @@ _SUMMARIES = {
     "eval": "measure retrieval accuracy on a dataset",
     "export": "write a device or a server bundle from trained models",
     "gallery": "build, change and check a gallery, and keep its snapshots",
+    "keys": "make, list and revoke the keys that callers of a server send",
     "query": "search a server by a picture and a typed change",
     "selftest": "compare a device bundle with its golden tokens on this machine, and time it",
     "serve": "answer composed queries over gRPC",
@@ -58,11 +59,14 @@ _COMPLETION = "_ARGCOMPLETE"
 """Set by the shell, in the environment, when it asks for completions: argcomplete's protocol."""
 
 _EXTRA_OF_MODULE = {
+    "connectrpc": "server",
     "faiss": "server",
     "ftfy": "server",
     "grpc_health": "server",
     "grpc_reflection": "server",
+    "starlette": "server",
     "tokenizers": "server",
+    "uvicorn": "server",
     "matplotlib": "training",
     "open_clip": "training",
     "pydantic": "training",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from asymcir_edge.device.encoder import QueryEncoder
     from asymcir_edge.device.verdicts import EncoderReport, SelfTestReport
     from asymcir_edge.remote.answers import SearchResult, ServerDescription
+    from asymcir_edge.remote.credentials import Credentials
 
 _DEFAULT_TIMEOUT_S = 10.0
 
@@ -224,7 +225,9 @@ def _query(args: argparse.Namespace) -> int:
 
     where = None if args.where is None else parse_filter(args.where)
     # The client first: a wrong address should not cost the time of an encoding.
-    with RetrievalClient(args.server, timeout_s=args.timeout, token_encoding=args.encoding) as client:
+    with RetrievalClient(
+        args.server, timeout_s=args.timeout, token_encoding=args.encoding, credentials=_read_credentials(args)
+    ) as client:
         device: dict[str, float] = {}
         if args.image is not None:
             encoder = _open_encoder(args)
@@ -271,13 +274,26 @@ def _query(args: argparse.Namespace) -> int:
 def _describe(args: argparse.Namespace) -> int:
     from asymcir_edge.remote.client import RetrievalClient
 
-    with RetrievalClient(args.server, timeout_s=args.timeout) as client:
+    with RetrievalClient(args.server, timeout_s=args.timeout, credentials=_read_credentials(args)) as client:
         description = client.describe()
     if args.json:
         print(json.dumps(dataclasses.asdict(description), indent=2))
         return 0
     _print_description(description)
     return 0
+
+
+def _read_credentials(args: argparse.Namespace) -> "Credentials":
+    from asymcir_edge.remote.credentials import Credentials, read_key
+
+    certificate, private_key = args.tls_client or (None, None)
+    return Credentials(
+        key="" if args.key_file is None else read_key(args.key_file),
+        tls=args.tls,
+        ca=args.tls_ca,
+        certificate=certificate,
+        private_key=private_key,
+    )
 
 
 def _selftest(args: argparse.Namespace) -> int:

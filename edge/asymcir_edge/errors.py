@@ -4,11 +4,14 @@ AsymcirError (asymcir_protos)
 ├── EncoderError               the bundle's encoder cannot be opened or run, or is not what its manifest says
 ├── OutputError                a file that the command was to write stands in the way
 ├── AddressError               a server address that is not HOST:PORT
+├── CredentialsError           a key or certificate that cannot be used, or would be sent unencrypted
 └── ServerError                the server gave no answer
     ├── ServerUnavailableError no server there, or it is starting or draining: try again later
     ├── ServerTimeoutError     no answer within the time allowed
     ├── SpaceMismatchError     device, server and gallery were not made for each other: update one of them
-    ├── RequestRefusedError    the request is refused: change it, or with `retry_after_s` set (overload) wait
+    ├── ServerOverloadedError  the server is full: wait, `retry_after_s` where the server says so
+    ├── AccessDeniedError      no key, a wrong one, or one of another role
+    ├── RequestRefusedError    the request is refused: change it
     └── ServerFailedError      the server failed: its log says more
 """
 
@@ -25,6 +28,10 @@ class OutputError(AsymcirError):
 
 class AddressError(AsymcirError):
     """A server address is not HOST:PORT."""
+
+
+class CredentialsError(AsymcirError):
+    """A key or certificate cannot be used, or the key would be sent unencrypted."""
 
 
 class ServerError(AsymcirError):
@@ -51,8 +58,16 @@ class SpaceMismatchError(ServerError):
     """The two sides work in different spaces."""
 
 
+class ServerOverloadedError(ServerError):
+    """The server has more requests than it takes: the same request is answered later."""
+
+
+class AccessDeniedError(ServerError):
+    """The server asks for a key, or for one that may do this."""
+
+
 class RequestRefusedError(ServerError):
-    """The request is not one that this server answers, or one too many: then `retry_after_s` may be set."""
+    """The request is not one that this server answers."""
 
 
 class ServerFailedError(ServerError):

@@ -245,7 +245,22 @@ def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     serve.add_argument(
         "--admin",
         action="store_true",
-        help="let callers change the galleries too, by the service GalleryAdmin; whoever reaches the port may call it",
+        help="let callers change the galleries too, by the service GalleryAdmin: those with a key of the role admin, "
+        "or without --keys whoever reaches the port",
+    )
+    serve.add_argument("--keys", type=Path, metavar="FILE", help="ask callers for a key of this file (`asymcir keys`)")
+    serve.add_argument("--tls-certificate", type=Path, metavar="FILE", help="encrypt with this certificate, PEM")
+    serve.add_argument("--tls-key", type=Path, metavar="FILE", help="the certificate's private key, PEM")
+    serve.add_argument(
+        "--tls-client-ca",
+        type=Path,
+        metavar="FILE",
+        help="answer only clients with a certificate that one of these signed, PEM",
+    )
+    serve.add_argument(
+        "--allow-plaintext",
+        action="store_true",
+        help="listen on an address of the network without TLS, where a proxy before the server does it",
     )
     serve.set_defaults(run=run_serve)
 
@@ -323,6 +338,7 @@ def run_serve(args: argparse.Namespace) -> int:
     from asymcir_server.errors import ListenError
     from asymcir_server.serve.http import HttpConfig
     from asymcir_server.serve.lifecycle import RetrievalServer, ServerConfig, serve
+    from asymcir_server.serve.security import TlsConfig
     from asymcir_server.serve.service import ServiceLimits
 
     http = None
@@ -337,6 +353,11 @@ def run_serve(args: argparse.Namespace) -> int:
         raise ListenError("--allow-origin, --device-bundle and --web need --http PORT")
     if args.web == PAGE_FOLDER and args.device_bundle is None:
         raise ListenError("the page of --web encodes pictures in the browser: add --device-bundle FOLDER")
+    tls = None
+    if args.tls_certificate is not None and args.tls_key is not None:
+        tls = TlsConfig(certificate=args.tls_certificate, private_key=args.tls_key, client_ca=args.tls_client_ca)
+    elif args.tls_certificate or args.tls_key or args.tls_client_ca:
+        raise ListenError("TLS needs both --tls-certificate and --tls-key")
     limits = ServiceLimits(concurrency=args.concurrency, max_in_flight=args.max_in_flight, max_top_k=args.max_top_k)
     config = ServerConfig(
         host=args.host,
@@ -346,6 +367,9 @@ def run_serve(args: argparse.Namespace) -> int:
         follow=args.follow,
         admin=args.admin,
         http=http,
+        tls=tls,
+        keys=args.keys,
+        allow_plaintext=args.allow_plaintext,
     )
 
     def announce(server: RetrievalServer) -> None:

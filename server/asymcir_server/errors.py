@@ -12,6 +12,9 @@ AsymcirError (asymcir_protos)
     ├── DeadlineError            the caller's deadline passed while the request waited; DEADLINE_EXCEEDED
     ├── GalleryBuildError        a gallery that cannot be built or changed as asked; ABORTED
     │   └── GalleryLockedError   another writer holds the gallery; ABORTED
+    ├── UnauthenticatedError     no key, or a wrong one; UNAUTHENTICATED
+    ├── PermissionDeniedError    a key of another role; PERMISSION_DENIED
+    ├── KeysError                a file of keys that cannot be used
     └── ListenError              an address that cannot be listened on
 
 Bundles and galleries that are missing or damaged raise `BundleError` of asymcir_protos.
@@ -70,6 +73,18 @@ class GalleryBuildError(ServerError):
 
 class GalleryLockedError(GalleryBuildError):
     """Another writer holds the gallery."""
+
+
+class UnauthenticatedError(ServerError):
+    """The caller sent no key, or one that is unknown."""
+
+
+class PermissionDeniedError(ServerError):
+    """The caller's key is of another role."""
+
+
+class KeysError(ServerError):
+    """The file of keys cannot be read or written as asked."""
 
 
 class ListenError(ServerError):

@@ -55,5 +55,5 @@ def test_completions(line: str, expected: list[str], tmp_path: Path) -> None:
 
 
 def test_every_command_is_offered(tmp_path: Path) -> None:
-    names = {"demo", "describe", "encode", "eval", "export", "gallery", "query", "selftest", "serve", "train"}
+    names = {"demo", "describe", "encode", "eval", "export", "gallery", "keys", "query", "selftest", "serve", "train"}
     assert set(complete("asymcir ", tmp_path)) >= names

@@ -108,7 +108,7 @@ class GalleryAdmin:
             for picture in pictures
         )
         try:
-            for response in self._stub.AddPictures(requests, timeout=timeout_s):
+            for response in self._stub.AddPictures(requests, timeout=timeout_s, metadata=self._client.metadata):
                 yield AddedPicture(
                     id=response.id,
                     status=retrieval_pb2.AddPicturesResponse.Status.Name(response.status).lower(),
@@ -171,7 +171,7 @@ class GalleryAdmin:
 
     def _call(self, method: Callable[..., Any], request: Message, timeout_s: float) -> Any:
         try:
-            return method(request, timeout=timeout_s)
+            return method(request, timeout=timeout_s, metadata=self._client.metadata)
         except grpc.RpcError as exc:
             raise to_server_error(exc, address=self._client.address, timeout_s=timeout_s) from exc
         except ValueError as exc:  # how gRPC says that the channel is closed

@@ -1,8 +1,5 @@
 """Sentence tokens and a typed change to a server, hits back, over gRPC."""
 
-import json
-import math
-import re
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -10,63 +7,36 @@ from typing import Any, Self
 
 import grpc
 import numpy as np
-from asymcir_common import TokensError
 from asymcir_protos import pack_tokens, parse_filter
 from asymcir_protos.tokens import TokenEncoding
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
-from asymcir_edge.errors import AddressError, RequestRefusedError
+from asymcir_edge.errors import RequestRefusedError
 from asymcir_edge.remote.answers import SearchResult, ServerDescription, read_description, read_search_result
+from asymcir_edge.remote.channels import DEFAULT_TIMEOUT_S, check_connection, options_for
+from asymcir_edge.remote.credentials import Credentials
 from asymcir_edge.remote.status import to_server_error
 
-DEFAULT_TIMEOUT_S = 10.0
-
-_ADDRESS = re.compile(r"unix:.+|(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})")
-_LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\]):\d+", re.IGNORECASE)
 _MAX_UINT32 = 2**32 - 1
-
-# Both calls only read, so a call that a server did not take may be sent again: once, after about 0.2 s, or when the
-# server's `grpc-retry-pushback-ms` says.
-_RETRIES = {
-    "methodConfig": [
-        {
-            "name": [{"service": "asymcir.v1.Retrieval"}],
-            "retryPolicy": {
-                "maxAttempts": 2,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
-_CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
-    ("grpc.service_config", json.dumps(_RETRIES)),
-    # A server answers more than one ping in 5 minutes without data, or pings without a call, with GOAWAY.
-    ("grpc.keepalive_time_ms", 330_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.keepalive_permit_without_calls", 0),
-    # Routers of mobile networks forget an idle connection within minutes: a new one costs less than a dead one.
-    ("grpc.client_idle_timeout_ms", 240_000),
-    # After an outage the next call must not wait for the default of up to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-]
 
 
 class RetrievalClient:
     """A connection to one server, kept open from call to call.
 
-    Use it as a context manager, or call `close`. Thread-safe. Connecting happens at the first call. A call that finds
-    the server UNAVAILABLE is sent once more after a short wait, within `timeout_s`; no other call is repeated.
+    Use it as a context manager, or call `close`. Thread-safe. Connecting happens at the first call. A search or
+    describe that finds the server UNAVAILABLE or full (RESOURCE_EXHAUSTED) is sent again, at most three times, after
+    short waits with jitter or as long as the server says, within `timeout_s`; no other call is repeated.
     """
 
     def __init__(
-        self, address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, token_encoding: TokenEncoding = "fp16"
+        self,
+        address: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        token_encoding: TokenEncoding = "fp16",
+        credentials: Credentials | None = None,
     ) -> None:
         """Prepare a connection; nothing is sent yet.
 
@@ -74,23 +44,26 @@ class RetrievalClient:
             address: HOST:PORT, [IPV6]:PORT or unix:PATH.
             timeout_s: for each call, repeating included.
             token_encoding: how sentence tokens travel: "fp16", or "int8" at half the size.
+            credentials: the key, and TLS; None: neither.
 
         Raises:
             AddressError: the address is of none of these forms.
             RequestRefusedError: timeout_s is not above 0, or infinite.
             TokensError: the token encoding is unknown.
+            CredentialsError: a file cannot be read, or the key would travel unencrypted.
         """
-        match = _ADDRESS.fullmatch(address)
-        if match is None or not 1 <= int(match["port"] or 1) <= 65535:
-            raise AddressError(f"expected a server address HOST:PORT, such as localhost:50051, got {address!r}")
-        if not 0 < timeout_s < math.inf:
-            raise RequestRefusedError(f"expected a finite timeout above 0 seconds, got {timeout_s:g}")
-        if token_encoding not in ("fp16", "int8"):
-            raise TokensError(f"expected the token encoding fp16 or int8, got {token_encoding!r}")
+        check_connection(address, timeout_s, token_encoding)
+        credentials = credentials or Credentials()
+        credentials.check_address(address)
         self.address = address
         self.timeout_s = timeout_s
         self.token_encoding: TokenEncoding = token_encoding
-        self._channel = grpc.insecure_channel(address, options=_options_for(address))
+        secret = credentials.channel_credentials()
+        self.metadata = credentials.metadata()
+        if secret is None:
+            self._channel = grpc.insecure_channel(address, options=options_for(address))
+        else:
+            self._channel = grpc.secure_channel(address, secret, options=options_for(address))
         self._stub = retrieval_pb2_grpc.RetrievalStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
@@ -107,7 +80,7 @@ class RetrievalClient:
 
     @property
     def channel(self) -> grpc.Channel:
-        """The connection, for other services of the same server."""
+        """The connection, for other services of the same server; calls send `metadata` too."""
         return self._channel
 
     def describe(self) -> ServerDescription:
@@ -157,26 +130,18 @@ class RetrievalClient:
             RequestRefusedError: the request is not one that this server answers.
             ServerError: another of its kinds; see `asymcir_edge.errors`.
         """
-        if not 1 <= top_k <= _MAX_UINT32:
-            raise RequestRefusedError(f"expected top_k to be 1 or more, got {top_k}")
-        if isinstance(excluded_ids, str):
-            raise RequestRefusedError(f"expected a list of excluded ids, got the text {excluded_ids!r}")
-        packed = pack_tokens(tokens, self.token_encoding)
-        try:
-            condition = parse_filter(where) if isinstance(where, str) else where
-            request = retrieval_pb2.SearchRequest(
-                tokens=packed,
-                word_space=word_space,
-                modifier=modifier,
-                gallery=gallery,
-                top_k=top_k,
-                excluded_ids=excluded_ids,
-                with_metadata=with_metadata,
-                filter=condition,
-                every_picture=every_picture,
-            )
-        except ValueError as exc:  # lone surrogates: bytes of a command line or a file name that are no UTF-8
-            raise RequestRefusedError(f"expected modifier, gallery, ids and filter in valid UTF-8: {exc}") from exc
+        request = make_search_request(
+            tokens,
+            self.token_encoding,
+            word_space=word_space,
+            modifier=modifier,
+            gallery=gallery,
+            top_k=top_k,
+            excluded_ids=excluded_ids,
+            with_metadata=with_metadata,
+            where=where,
+            every_picture=every_picture,
+        )
         response, round_trip_ms = self._call(self._stub.Search, request)
         return read_search_result(response, round_trip_ms=round_trip_ms, request_size_bytes=request.ByteSize())
 
@@ -184,7 +149,7 @@ class RetrievalClient:
         """Send one request; return the answer and the milliseconds that it took."""
         start_s = time.perf_counter()
         try:
-            response = method(request, timeout=self.timeout_s)
+            response = method(request, timeout=self.timeout_s, metadata=self.metadata)
         except grpc.RpcError as exc:
             raise to_server_error(exc, address=self.address, timeout_s=self.timeout_s) from exc
         except ValueError as exc:  # how gRPC says that the channel is closed
@@ -192,7 +157,25 @@ class RetrievalClient:
         return response, (time.perf_counter() - start_s) * 1000.0
 
 
-def _options_for(address: str) -> list[tuple[str, str | int]]:
-    """Return the channel's options: what listens on this machine is never asked through the proxy of `http_proxy`."""
-    direct: list[tuple[str, str | int]] = [("grpc.enable_http_proxy", 0)] if _LOOPBACK.fullmatch(address) else []
-    return [*_CHANNEL_OPTIONS, *direct]
+def make_search_request(
+    tokens: NDArray[np.float32],
+    token_encoding: TokenEncoding,
+    *,
+    where: str | retrieval_pb2.Filter | None,
+    top_k: int,
+    excluded_ids: Iterable[str],
+    **fields: Any,
+) -> retrieval_pb2.SearchRequest:
+    """Make the message of a search; what it raises is what `RetrievalClient.search` raises before it sends."""
+    if not 1 <= top_k <= _MAX_UINT32:
+        raise RequestRefusedError(f"expected top_k to be 1 or more, got {top_k}")
+    if isinstance(excluded_ids, str):
+        raise RequestRefusedError(f"expected a list of excluded ids, got the text {excluded_ids!r}")
+    packed = pack_tokens(tokens, token_encoding)
+    try:
+        condition = parse_filter(where) if isinstance(where, str) else where
+        return retrieval_pb2.SearchRequest(
+            tokens=packed, top_k=top_k, filter=condition, excluded_ids=excluded_ids, **fields
+        )
+    except ValueError as exc:  # lone surrogates: bytes of a command line or a file name that are no UTF-8
+        raise RequestRefusedError(f"expected modifier, gallery, ids and filter in valid UTF-8: {exc}") from exc

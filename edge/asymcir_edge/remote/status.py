@@ -4,9 +4,11 @@ import grpc
 from asymcir_common.errors import RETRY_AFTER_KEY
 
 from asymcir_edge.errors import (
+    AccessDeniedError,
     RequestRefusedError,
     ServerError,
     ServerFailedError,
+    ServerOverloadedError,
     ServerTimeoutError,
     ServerUnavailableError,
     SpaceMismatchError,
@@ -14,6 +16,8 @@ from asymcir_edge.errors import (
 
 # gRPC core's words for a connection that was never made, for a host name that is none, and for an answer above 4 MB.
 _NOT_CONNECTED = ("failed to connect", "dns resolution", "name resolution", "connection refused", "address lookup")
+_TLS_FAILED = ("ssl", "handshake", "certificate", "peer name", "hostname verification")
+_TOO_LARGE_HERE = "a message may have"  # the server's words for a request above its limit
 _TOO_LARGE = "received message larger than max"
 
 
@@ -33,6 +37,11 @@ def to_server_error(exc: grpc.RpcError, *, address: str, timeout_s: float) -> Se
     retry_after_s = _read_retry_after(exc)
     hint = f"; try again in {retry_after_s:g} s" if retry_after_s is not None else ""
     if status is grpc.StatusCode.UNAVAILABLE:
+        if any(words in details.lower() for words in _TLS_FAILED):
+            return ServerUnavailableError(
+                f"no TLS connection with {address}: its certificate is not one of the CA's or is for another name, or "
+                f"one side speaks plain text ({details})"
+            )
         if any(words in details.lower() for words in _NOT_CONNECTED):
             return ServerUnavailableError(
                 f"no server answers at {address}: start one with `asymcir serve`, or check the address"
@@ -45,7 +54,7 @@ def to_server_error(exc: grpc.RpcError, *, address: str, timeout_s: float) -> Se
         return ServerTimeoutError(
             f"the server at {address} did not answer within {timeout_s:g} s: try again, or allow more time"
         )
-    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details.lower():
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and (_TOO_LARGE in details.lower() or _TOO_LARGE_HERE in details):
         return RequestRefusedError(
             f"the answer of {address} is larger than gRPC takes ({details}): "
             "ask for fewer hits, or for hits without metadata"
@@ -58,14 +67,14 @@ def to_server_error(exc: grpc.RpcError, *, address: str, timeout_s: float) -> Se
 
 _REFUSALS: dict[grpc.StatusCode, tuple[type[ServerError], str]] = {
     grpc.StatusCode.CANCELLED: (ServerUnavailableError, "cancelled the call, as a server that stops does"),
-    grpc.StatusCode.RESOURCE_EXHAUSTED: (RequestRefusedError, "is at its limit"),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (ServerOverloadedError, "is at its limit"),
     grpc.StatusCode.FAILED_PRECONDITION: (SpaceMismatchError, "does not fit this device"),
     grpc.StatusCode.INVALID_ARGUMENT: (RequestRefusedError, "refused the request"),
     grpc.StatusCode.ABORTED: (RequestRefusedError, "could not change the gallery"),
     grpc.StatusCode.OUT_OF_RANGE: (RequestRefusedError, "refused the request"),
     grpc.StatusCode.NOT_FOUND: (RequestRefusedError, "does not have what was asked for"),
-    grpc.StatusCode.PERMISSION_DENIED: (RequestRefusedError, "does not allow this"),
-    grpc.StatusCode.UNAUTHENTICATED: (RequestRefusedError, "wants to know who asks"),
+    grpc.StatusCode.PERMISSION_DENIED: (AccessDeniedError, "does not allow this"),
+    grpc.StatusCode.UNAUTHENTICATED: (AccessDeniedError, "wants to know who asks"),
     grpc.StatusCode.UNIMPLEMENTED: (RequestRefusedError, "is no asymcir server, or one of another version"),
 }
 

@@ -28,7 +28,8 @@ from asymcir_server.serve.admin import MAX_PICTURE_MESSAGE_BYTES, GalleryAdminSe
 from asymcir_server.serve.http import HttpConfig, HttpServer
 from asymcir_server.serve.http.app import make_app
 from asymcir_server.serve.http.server import listen
-from asymcir_server.serve.security import Gate
+from asymcir_server.serve.security import Access, Gate, KeyStore, TlsConfig
+from asymcir_server.serve.security.tls import is_loopback, make_grpc_credentials, make_http_context
 from asymcir_server.serve.service import MAX_MESSAGE_BYTES, RetrievalService, ServiceLimits
 
 ADMIN_SERVICE_NAME: str = retrieval_pb2.DESCRIPTOR.services_by_name["GalleryAdmin"].full_name
@@ -51,6 +52,9 @@ class ServerConfig:
         follow: answer from a new snapshot, and with changes made to one, while running.
         admin: offer the service GalleryAdmin too.
         http: answer over HTTP too; None: only gRPC.
+        tls: certificates of both faces; None: plain text, on addresses of this machine only.
+        keys: a file of `asymcir keys`; None: whoever reaches the server may call.
+        allow_plaintext: listen without TLS on other addresses too, because something before the server does TLS.
     """
 
     host: str = "127.0.0.1"
@@ -60,12 +64,27 @@ class ServerConfig:
     follow: bool = True
     admin: bool = False
     http: HttpConfig | None = None
+    tls: TlsConfig | None = None
+    keys: Path | None = None
+    allow_plaintext: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= MAX_PORT:
             raise ListenError(f"expected a port from 0 to {MAX_PORT}, got {self.port}")
         if not 0 <= self.drain_timeout_s <= MAX_TIMEOUT_S:
             raise ListenError(f"expected a drain timeout from 0 to {MAX_TIMEOUT_S:g} s, got {self.drain_timeout_s}")
+        if is_loopback(self.host):
+            return
+        if self.tls is None and not self.allow_plaintext:
+            raise ListenError(
+                f"{self.host} is reached from other machines, and nothing would be encrypted: pass --tls-certificate "
+                "and --tls-key, or --allow-plaintext where a proxy before the server does TLS"
+            )
+        if self.admin and self.keys is None and (self.tls is None or self.tls.client_ca is None):
+            raise ListenError(
+                f"{self.host} is reached from other machines, and whoever reaches it could change the galleries: pass "
+                "--keys or --tls-client-ca with --admin"
+            )
 
 
 class RetrievalServer:
@@ -96,12 +115,13 @@ class RetrievalServer:
         self._config = config or ServerConfig()
         self.service = RetrievalService(bundle, galleries, self._config.limits)
         self.port = self.http_port = 0
+        self._access = Access(None if self._config.keys is None else KeyStore(self._config.keys))
         threads = self._config.limits.max_in_flight + _SPARE_THREADS
         self._pools = ThreadPoolExecutor(threads, "rpc"), ThreadPoolExecutor(1, "health")
         self._health = health.HealthServicer(experimental_thread_pool=self._pools[1])
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._admin = GalleryAdminService(bundle, self.service) if self._config.admin else None
-        self._server = _make_server(self.service, self._health, self._pools[0], self._admin)
+        self._server = _make_server(self.service, self._health, self._pools[0], self._admin, self._access)
         self._http: HttpServer | None = None
         self._ready = False
         self._follow: FollowThread | None = None
@@ -126,7 +146,7 @@ class RetrievalServer:
         Raises:
             ListenError: the address is in use or not ours.
         """
-        self.port = _bind(self._server, self._config.host, self._config.port)
+        self.port = _bind(self._server, self._config.host, self._config.port, self._config.tls)
         try:
             if self._config.http is not None:
                 self._http = self._start_http(self._config.http)
@@ -178,7 +198,7 @@ class RetrievalServer:
         listening = listen(self._config.host, config.port)
         self.http_port = int(listening.getsockname()[1])
         pool = ThreadPoolExecutor(self._config.limits.max_in_flight + _SPARE_THREADS, "http")
-        app = make_app(self.service, self._admin, config, pool=pool, is_ready=lambda: self._ready)
+        app = make_app(self.service, self._admin, config, pool=pool, access=self._access, is_ready=lambda: self._ready)
         server = HttpServer(
             app,
             listening,
@@ -186,6 +206,7 @@ class RetrievalServer:
             receive_timeout_s=config.receive_timeout_s,
             idle_timeout_s=config.idle_timeout_s,
             max_connections=config.max_connections,
+            tls=None if self._config.tls is None else make_http_context(self._config.tls),
         )
         server.start()
         return server
@@ -254,10 +275,11 @@ def _make_server(
     health_service: health.HealthServicer,
     pool: ThreadPoolExecutor,
     admin: GalleryAdminService | None,
+    access: Access,
 ) -> grpc.Server:
     server = grpc.server(
         pool,
-        interceptors=[Gate({SERVICE_NAME: MAX_MESSAGE_BYTES, ADMIN_SERVICE_NAME: MAX_PICTURE_MESSAGE_BYTES})],
+        interceptors=[Gate(access, {SERVICE_NAME: MAX_MESSAGE_BYTES, ADMIN_SERVICE_NAME: MAX_PICTURE_MESSAGE_BYTES})],
         options=[
             # Without this two servers share one port silently and answer in turns.
             ("grpc.so_reuseport", 0),
@@ -285,11 +307,14 @@ def _join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _bind(server: grpc.Server, host: str, port: int) -> int:
+def _bind(server: grpc.Server, host: str, port: int, tls: TlsConfig | None) -> int:
     _probe(host, port)
     address = _join(host, port)
     try:
-        bound = server.add_insecure_port(address)
+        if tls is None:
+            bound = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, make_grpc_credentials(tls))
     except RuntimeError as exc:  # taken between the probe and now
         raise ListenError(f"cannot listen on {address}: choose another --port, or 0 for a free one") from exc
     if bound == 0:

@@ -14,8 +14,10 @@ from asymcir_server.errors import (
     GalleryNotFoundError,
     MessageSizeError,
     OverloadedError,
+    PermissionDeniedError,
     RequestError,
     SpaceMismatchError,
+    UnauthenticatedError,
     UnavailableError,
 )
 
@@ -27,6 +29,8 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (UnavailableError, grpc.StatusCode.UNAVAILABLE),
     (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (MessageSizeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
+    (PermissionDeniedError, grpc.StatusCode.PERMISSION_DENIED),
     (DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
     (GalleryBuildError, grpc.StatusCode.ABORTED),
 )

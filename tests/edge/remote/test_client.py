@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from asymcir_common import AsymcirError, TokensError
 from asymcir_edge import (
+    AccessDeniedError,
     AddressError,
     RequestRefusedError,
     RetrievalClient,
     ServerError,
     ServerFailedError,
+    ServerOverloadedError,
     ServerTimeoutError,
     ServerUnavailableError,
     SpaceMismatchError,
@@ -147,9 +149,8 @@ def test_describe(client: RetrievalClient, servicer: ScriptedServicer) -> None:
         (grpc.StatusCode.INVALID_ARGUMENT, RequestRefusedError),
         (grpc.StatusCode.OUT_OF_RANGE, RequestRefusedError),
         (grpc.StatusCode.NOT_FOUND, RequestRefusedError),
-        (grpc.StatusCode.PERMISSION_DENIED, RequestRefusedError),
-        (grpc.StatusCode.UNAUTHENTICATED, RequestRefusedError),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, RequestRefusedError),
+        (grpc.StatusCode.PERMISSION_DENIED, AccessDeniedError),
+        (grpc.StatusCode.UNAUTHENTICATED, AccessDeniedError),
         (grpc.StatusCode.FAILED_PRECONDITION, SpaceMismatchError),
         (grpc.StatusCode.CANCELLED, ServerUnavailableError),
         (grpc.StatusCode.INTERNAL, ServerFailedError),
@@ -177,31 +178,34 @@ def test_exception_in_the_server(client: RetrievalClient, servicer: ScriptedServ
 
 
 def test_retry_hint(client: RetrievalClient, servicer: ScriptedServicer) -> None:
-    servicer.script = [abort(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc_retry_pushback_ms="1500")]
-    with pytest.raises(RequestRefusedError, match=r"at its limit: the reason; try again in 1\.5 s") as caught:
+    servicer.script = [abort(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc_retry_pushback_ms="250")]
+    with pytest.raises(ServerOverloadedError, match=r"at its limit: the reason; try again in 0\.25 s") as caught:
         client.search(TOKENS, "space")
-    assert caught.value.retry_after_s == 1.5
+    assert caught.value.retry_after_s == 0.25
 
 
 @pytest.mark.parametrize("value", ["-1", "soon", ""])
 def test_retry_hint_that_is_none(client: RetrievalClient, servicer: ScriptedServicer, value: str) -> None:
     servicer.script = [abort(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc_retry_pushback_ms=value)]
-    with pytest.raises(RequestRefusedError) as caught:
+    with pytest.raises(ServerOverloadedError) as caught:
         client.search(TOKENS, "space")
     assert caught.value.retry_after_s is None
 
 
-def test_unavailable_is_tried_twice(client: RetrievalClient, servicer: ScriptedServicer) -> None:
-    servicer.script = [abort(grpc.StatusCode.UNAVAILABLE), hits()]
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
+def test_a_call_that_was_not_taken_is_sent_again(
+    client: RetrievalClient, servicer: ScriptedServicer, code: grpc.StatusCode
+) -> None:
+    servicer.script = [abort(code), abort(code), hits()]
     assert len(client.search(TOKENS, "space").hits) == 2
-    assert len(servicer.requests) == 2
+    assert len(servicer.requests) == 3
 
 
-def test_unavailable_is_not_tried_more_than_twice(client: RetrievalClient, servicer: ScriptedServicer) -> None:
+def test_unavailable_is_not_tried_without_end(client: RetrievalClient, servicer: ScriptedServicer) -> None:
     servicer.script = [abort(grpc.StatusCode.UNAVAILABLE, "draining")]
     with pytest.raises(ServerUnavailableError, match=r"cannot answer now \(draining\); try again in a moment"):
         client.search(TOKENS, "space")
-    assert len(servicer.requests) == 2
+    assert len(servicer.requests) == 4
 
 
 def test_timeout(servicer: ScriptedServicer) -> None:

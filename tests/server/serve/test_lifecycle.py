@@ -60,7 +60,7 @@ def test_a_port_in_use_is_refused(bundle: ServerBundle, gallery: Gallery, server
 
 @pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1"])
 def test_an_address_that_is_not_ours(bundle: ServerBundle, gallery: Gallery, host: str) -> None:
-    server = RetrievalServer(bundle, {"noise": gallery}, ServerConfig(host=host))
+    server = RetrievalServer(bundle, {"noise": gallery}, ServerConfig(host=host, allow_plaintext=True))
     with pytest.raises(ListenError, match="cannot listen on"):
         server.start()
     server.stop()

@@ -18,10 +18,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from asymcir_server.errors import GalleryNotFoundError
+from asymcir_server.errors import GalleryNotFoundError, ServerError
 from asymcir_server.serve.admin import MAX_PICTURE_MESSAGE_BYTES, GalleryAdminService
-from asymcir_server.serve.http.calls import make_endpoints
+from asymcir_server.serve.http.calls import CheckCaller, make_endpoints
 from asymcir_server.serve.http.config import HttpConfig
+from asymcir_server.serve.security.access import AUTHORIZATION, Access
 from asymcir_server.serve.service import MAX_MESSAGE_BYTES, RetrievalService
 
 SERVICES = retrieval_pb2.DESCRIPTOR.services_by_name
@@ -47,11 +48,12 @@ _MIN_RATE_BYTES_S = 64 * 1024
 class _Connect(ConnectASGIApplication[Any]):
     """One service; `path` names it."""
 
-    def __init__(self, name: str, servicer: Any, pool: Executor, max_bytes: int) -> None:
+    def __init__(self, name: str, servicer: Any, pool: Executor, max_bytes: int, access: Access) -> None:
         self._path = f"/{SERVICES[name].full_name}"
         super().__init__(
             service=servicer,
             endpoints=lambda held: make_endpoints(SERVICES[name], held, pool),
+            interceptors=[CheckCaller(access)],
             read_max_bytes=max_bytes,
             codecs=google_protobuf_codecs(),
         )
@@ -118,9 +120,8 @@ def make_app(
     config: HttpConfig,
     *,
     pool: Executor,
+    access: Access,
     is_ready: Callable[[], bool],
-    wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
-    extra_routes: tuple[Route, ...] = (),
 ) -> ASGIApp:
     """Make the app.
 
@@ -129,9 +130,8 @@ def make_app(
         admin: answers changes; None: they are not offered.
         config: how.
         pool: threads in which the services answer.
+        access: decides who may call.
         is_ready: the server has warmed up and does not drain.
-        wrap: put around the routes, below CORS.
-        extra_routes: further ones.
     """
 
     async def say_alive(request: Request) -> Response:
@@ -142,6 +142,8 @@ def make_app(
         return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
 
     async def send_thumbnail(request: Request) -> Response:
+        if (refusal := _check_key(access, request)) is not None:
+            return refusal
         name, identity = request.path_params["gallery"], request.path_params["id"]
         try:
             data = await asyncio.get_running_loop().run_in_executor(pool, _read_thumbnail, service, name, identity)
@@ -161,19 +163,18 @@ def make_app(
         Route("/healthz", say_alive, methods=["GET"]),
         Route("/readyz", say_ready, methods=["GET"]),
         Route("/thumbnails/{gallery}/{id:path}", send_thumbnail, methods=["GET"]),
-        *extra_routes,
     ]
     services: Mapping[str, tuple[Any, int]] = {"Retrieval": (service, MAX_MESSAGE_BYTES)} | (
         {} if admin is None else {"GalleryAdmin": (admin, MAX_PICTURE_MESSAGE_BYTES)}
     )
     for name, (servicer, max_bytes) in services.items():
-        connect = _Connect(name, servicer, pool, max_bytes)
+        connect = _Connect(name, servicer, pool, max_bytes, access)
         routes.append(Mount(connect.path, app=connect))
     if config.device_bundle is not None:
         routes.append(Mount("/device", app=_Files(directory=config.device_bundle)))
     if config.web_folder is not None:
         routes.append(Mount("/", app=_Files(directory=config.web_folder, html=True)))
-    inner: ASGIApp = _Guard(wrap(Starlette(routes=routes)), config.receive_timeout_s)
+    inner: ASGIApp = _Guard(Starlette(routes=routes), config.receive_timeout_s)
     if not config.allowed_origins:
         return inner
     return CORSMiddleware(
@@ -189,6 +190,16 @@ def make_app(
 def _read_thumbnail(service: RetrievalService, name: str, identity: str) -> bytes | None:
     with service.lease_gallery(name) as (_name, gallery), suppress(UnicodeEncodeError):
         return gallery.thumbnail(identity)
+    return None
+
+
+def _check_key(access: Access, request: Request) -> Response | None:
+    try:
+        access.check("search", request.headers.get(AUTHORIZATION))
+    except ServerError as exc:
+        answer = _refuse(401, "unauthenticated", str(exc))
+        answer.headers["www-authenticate"] = "Bearer"
+        return answer
     return None
 
 

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
+from contextvars import copy_context
 from typing import Any, NoReturn
 
 import grpc
@@ -16,6 +17,8 @@ from connectrpc.server import Endpoint
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
+from asymcir_server.errors import ServerError
+from asymcir_server.serve.security.access import AUTHORIZATION, Access, current_caller
 from asymcir_server.serve.status import to_status
 
 _CODES = {status: Code[status.name.replace("CANCELLED", "CANCELED")] for status in grpc.StatusCode if status.value[0]}
@@ -122,6 +125,26 @@ class CallContext(grpc.ServicerContext):
         return {}
 
 
+class CheckCaller:
+    """Checks who calls before the request's body is read; an interceptor of Connect."""
+
+    def __init__(self, access: Access) -> None:
+        """Prepare."""
+        self._access = access
+
+    async def on_start(self, context: RequestContext[Any, Any]) -> None:
+        """Refuse a caller who may not call this."""
+        try:
+            sent = context.request_headers.get(AUTHORIZATION)
+            current_caller.set(self._access.check_service(context.method.service_name, sent))
+        except ServerError as exc:
+            status = to_status(exc)
+            raise ConnectError(_CODES[status.code], status.message) from exc
+
+    async def on_end(self, token: None, context: RequestContext[Any, Any], error: Exception | None) -> None:
+        """Nothing is left to do."""
+
+
 def make_endpoints(service: ServiceDescriptor, servicer: Any, pool: Executor) -> dict[str, Any]:
     """Make a Connect endpoint of every method of a service.
 
@@ -157,7 +180,7 @@ def _make_endpoint(method: MethodDescriptor, call: Callable[..., Any], pool: Exe
         if method.client_streaming:
             request = _iterate(request, loop)
         try:
-            answer = await loop.run_in_executor(pool, _run, call, request, adapted)
+            answer = await loop.run_in_executor(pool, copy_context().run, _run, call, request, adapted)
             adapted.send_trailing_metadata()
             return answer
         finally:
@@ -170,8 +193,9 @@ def _make_endpoint(method: MethodDescriptor, call: Callable[..., Any], pool: Exe
         if method.client_streaming:
             request = _iterate(request, loop)
         try:
-            answers = await loop.run_in_executor(pool, _run, call, request, adapted)
-            while (answer := await loop.run_in_executor(pool, _run, next, answers, _END)) is not _END:
+            held = copy_context()
+            answers = await loop.run_in_executor(pool, held.run, _run, call, request, adapted)
+            while (answer := await loop.run_in_executor(pool, held.run, _run, next, answers, _END)) is not _END:
                 yield answer
             adapted.send_trailing_metadata()
         finally:

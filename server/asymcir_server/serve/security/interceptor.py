@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 
 from asymcir_server.errors import MessageSizeError, RequestError, ServerError
+from asymcir_server.serve.security.access import AUTHORIZATION, Access, current_caller
 from asymcir_server.serve.status import to_status
 
 _OURS = "/asymcir."
@@ -15,18 +16,19 @@ Behavior = Callable[[Any, grpc.ServicerContext], Any]
 
 
 class Gate(grpc.ServerInterceptor):  # type: ignore[type-arg]  # a parameter of the stubs only
-    """Decodes requests, so that bytes that are no message are the caller's fault (INVALID_ARGUMENT), as over HTTP.
+    """Checks who calls, and decodes: bytes that are no message are the caller's fault (INVALID_ARGUMENT), as over HTTP.
 
     gRPC itself would answer INTERNAL. Each service has a largest message: gRPC has one for the whole server.
     """
 
-    def __init__(self, max_bytes: Mapping[str, int]) -> None:
+    def __init__(self, access: Access, max_bytes: Mapping[str, int]) -> None:
         """Prepare.
 
         Args:
+            access: decides who may call.
             max_bytes: full name of a service -> its largest message.
         """
-        self._max_bytes = max_bytes
+        self._access, self._max_bytes = access, max_bytes
 
     def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Handler], details: grpc.HandlerCallDetails
@@ -35,12 +37,24 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[type-arg]  # a parameter of 
         handler = continuation(details)
         if handler is None or not details.method.startswith(_OURS):
             return handler
-        decode = _decoder(handler.request_deserializer, self._max_bytes[details.method.split("/")[1]])
+        service = details.method.split("/")[1]
+        decode = _decoder(handler.request_deserializer, self._max_bytes[service])
+
+        def prepare(request: Any, context: grpc.ServicerContext) -> Any:
+            """Check the caller before anything is decoded."""
+            try:
+                sent = dict(context.invocation_metadata()).get(AUTHORIZATION)
+                current_caller.set(self._access.check_service(service, None if sent is None else str(sent)))
+                return decode(request)
+            except ServerError as exc:
+                status = to_status(exc)
+                context.abort(status.code, status.message)
+
         for name in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
             behavior = getattr(handler, name)
             if behavior is not None:
                 make = getattr(grpc, f"{name}_rpc_method_handler")
-                wrapped = _guard_stream(behavior, decode) if name.endswith("stream") else _guard(behavior, decode)
+                wrapped = _guard_stream(behavior, prepare) if name.endswith("stream") else _guard(behavior, prepare)
                 return make(wrapped, None, handler.response_serializer)
         return handler
 
@@ -59,28 +73,15 @@ def _decoder(deserialize: Any, max_bytes: int) -> Callable[[Any], Any]:
     return decode
 
 
-def _guard(behavior: Behavior, decode: Callable[[Any], Any]) -> Behavior:
+def _guard(behavior: Behavior, prepare: Behavior) -> Behavior:
     def guarded(request: Any, context: grpc.ServicerContext) -> Any:
-        try:
-            decoded = decode(request)
-        except ServerError as exc:
-            _abort(exc, context)
-        return behavior(decoded, context)
+        return behavior(prepare(request, context), context)
 
     return guarded
 
 
-def _guard_stream(behavior: Behavior, decode: Callable[[Any], Any]) -> Behavior:
+def _guard_stream(behavior: Behavior, prepare: Behavior) -> Behavior:
     def guarded(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-        try:
-            decoded = decode(request)
-        except ServerError as exc:
-            _abort(exc, context)
-        yield from behavior(decoded, context)
+        yield from behavior(prepare(request, context), context)
 
     return guarded
-
-
-def _abort(error: Exception, context: grpc.ServicerContext) -> None:
-    status = to_status(error)
-    context.abort(status.code, status.message)

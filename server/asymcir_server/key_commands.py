@@ -1,0 +1,61 @@
+"""`asymcir keys`: who may call a server."""
+
+import argparse
+from pathlib import Path
+
+Subparsers = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def register_keys(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
+    """Add `asymcir keys` and its actions."""
+    keys = subparsers.add_parser("keys", help="make, list and revoke the keys that callers of a server send")
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = actions.add_parser(
+        "create",
+        help="make a key and print it",
+        description="Make a key and print it. The file holds its digest only: it cannot be printed again. Servers that "
+        "run with --keys FILE take it within a second.",
+    )
+    _add_file(create, help="the file that `asymcir serve --keys` reads; made where there is none")
+    create.add_argument("--name", required=True, help="whom it is for")
+    create.add_argument(
+        "--role", choices=["search", "admin"], default="search", help="admin may change galleries too (default: search)"
+    )
+    create.set_defaults(run=run_create)
+    listed = actions.add_parser("list", help="list the keys of a file")
+    _add_file(listed)
+    listed.set_defaults(run=run_list)
+    revoke = actions.add_parser("revoke", help="remove a key; servers refuse it within a second")
+    _add_file(revoke)
+    revoke.add_argument("id", help="the key's id, as `list` shows it")
+    revoke.set_defaults(run=run_revoke)
+
+
+def _add_file(parser: argparse.ArgumentParser, help: str = "the file of keys") -> None:
+    parser.add_argument("--keys", type=Path, required=True, metavar="FILE", help=help)
+
+
+def run_create(args: argparse.Namespace) -> int:
+    """Run `asymcir keys create`."""
+    from asymcir_server.serve.security import create_key
+
+    print(create_key(args.keys, name=args.name, role=args.role))
+    return 0
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """Run `asymcir keys list`."""
+    from asymcir_server.serve.security import read_keys
+
+    for key in read_keys(args.keys):
+        print(f"{key.id}  {key.role:<6}  {key.created}  {key.name}")
+    return 0
+
+
+def run_revoke(args: argparse.Namespace) -> int:
+    """Run `asymcir keys revoke`."""
+    from asymcir_server.serve.security import revoke_key
+
+    key = revoke_key(args.keys, args.id)
+    print(f"revoked {key.id} of {key.name}")
+    return 0
