@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asymcir_common import BundleError
+from asymcir_common.manifest import GALLERY, UNCHECKED_FILES
 from asymcir_server import Gallery, ServerBundle, build_gallery
 from asymcir_server.errors import GalleryBuildError
 from asymcir_server.gallery.history import list_snapshots, remove_old_snapshots, rollback, verify_snapshots
@@ -63,8 +64,9 @@ def test_rollback_goes_one_back_or_to_a_number_and_the_next_build_goes_on_counti
 def test_a_flipped_bit_in_any_file_is_found_and_named_and_never_rolled_back_to(gallery: Path) -> None:
     assert verify_snapshots(gallery) == ["000001", "000002", "000003"]
     snapshot = gallery / "snapshots/000002"
-    names = sorted(path.name for path in snapshot.iterdir() if path.name != "manifest.json")
-    assert {"vectors.npy", "metadata.sqlite", "quarantine.jsonl"} <= set(names)
+    unchecked = {"manifest.json", *UNCHECKED_FILES[GALLERY]}
+    names = sorted(path.name for path in snapshot.iterdir() if path.name not in unchecked)
+    assert {"vectors.npy", "metadata.sqlite"} <= set(names)
     for name in names:
         path = snapshot / name
         data = path.read_bytes()
