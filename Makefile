@@ -5,7 +5,7 @@ DEMO := .venv-demo
 PROTO := .venv-proto
 PROTO_FILE := protos/asymcir_protos/v1/retrieval.proto
 
-.PHONY: help install demo demo-assets emoji ablation check docs test soak proto proto-check bench bench-arm bench-device bench-gallery bench-gallery-build bench-gallery-changes bench-server-sizes bench-training demo-web web web-generate web-check web-test web-screenshots clean
+.PHONY: help install demo demo-assets demo-light emoji ablation check docs test soak proto proto-check bench bench-arm bench-device bench-gallery bench-gallery-build bench-gallery-changes bench-server-sizes bench-training demo-web web web-generate web-check web-test web-screenshots clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -96,6 +96,12 @@ demo-assets: $(DEV)/ready  ## Make the demo's pictures and bundles anew from npm
 	npm install --no-save --prefix demo/work $(NPM_EMOJI)
 	$(DEV)/bin/python -m asymcir_demo.recipe --node-modules demo/work/node_modules --work demo/work --out demo/assets \
 	  --figures benchmarks/results/demo-recipe.json --logs demo/logs --set $(CHANGES)
+
+demo-light: $(DEV)/ready  ## Make the demo's device bundle anew, for the server bundle as it is (40 minutes on 2 cores)
+	$(DEV)/bin/pip install --quiet --editable '.[demo-assets]'
+	npm install --no-save --prefix demo/work/light $(NPM_EMOJI)
+	$(DEV)/bin/python -m asymcir_demo.recipe --node-modules demo/work/light/node_modules --work demo/work/light --out demo/assets \
+	  --served demo/assets/server --logs demo/logs --set $(CHANGES)
 
 ablation: $(DEV)/ready  ## Train every row of the loss ablation and measure it on the dev split (needs demo-assets; half an hour)
 	$(DEV)/bin/python -m asymcir_demo.recipe.ablate --node-modules demo/work/node_modules --work demo/work \

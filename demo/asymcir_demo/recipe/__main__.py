@@ -2,7 +2,7 @@
 
 The stages are those of the product, with the configurations in demo/training. Each leaves its result below --work and
 is skipped when that is there, so an interrupted run goes on where it stopped. What was measured goes to
---work/measured.json.
+--work/measured.json. With --served only the light encoder is trained and exported, for an existing server bundle.
 """
 
 import argparse
@@ -34,11 +34,14 @@ from asymcir_demo.recipe import FOUNDATION_NAME, SOURCES
 from asymcir_demo.recipe.assets import write_assets
 from asymcir_demo.recipe.concepts import load_concepts
 from asymcir_demo.recipe.render import render_styles
+from asymcir_demo.recipe.served import write_served_foundation
 from asymcir_demo.recipe.splits import assign_splits
 from asymcir_demo.recipe.training import CONFIGURATIONS, STAGES, log_file, train
 from asymcir_demo.recipe.training_data import write_training_data
 
 _LOG = logging.getLogger(__name__)
+_LEAN: tuple[WeightStorage, ...] = ("int8", "fp16")
+"""How the weights of the bundles in git are stored: the first that meets the export's thresholds."""
 
 
 def build_parser() -> ArgumentParser:
@@ -54,6 +57,12 @@ def build_parser() -> ArgumentParser:
         metavar="STAGE.KEY=VALUE",
         help="change a configuration, as in distil.run.epochs=0.1",
     )
+    parser.add_argument(
+        "--served",
+        type=Path,
+        metavar="SERVER_BUNDLE",
+        help="train only the light encoder, for this bundle of the demo: its own foundation is read back from it",
+    )
     parser.add_argument("--figures", type=Path, help="write what was measured here as JSON")
     parser.add_argument("--logs", type=Path, help="copy the training logs here")
     parser.add_argument(
@@ -64,7 +73,10 @@ def build_parser() -> ArgumentParser:
 
 def main() -> None:
     """Run every stage that is not done yet."""
-    args = build_parser().parse_args()
+    parser = build_parser()
+    args = parser.parse_args()
+    if args.served is not None and args.all_precisions:
+        parser.error("--all-precisions writes both bundles: it needs a whole run, without --served")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     for package in ("asymcir_demo", "asymcir_training", "asymcir_export", "__main__"):
         logging.getLogger(package).setLevel(logging.INFO)
@@ -82,12 +94,19 @@ def run(args: argparse.Namespace) -> None:
     stages.run("render", lambda: render_styles(args.node_modules, concepts, pictures))
     concepts = assign_splits(concepts, pictures)
     stages.run("data", lambda: _count(write_training_data(work / "emoji", pictures, concepts)))
-    for name in STAGES:
+    if args.served is not None:
+        text = work / "emoji/sentence-encoder"
+        stages.run("foundation", lambda: write_served_foundation(args.served, trained / "foundation", text=text))
+    names = [name for name in STAGES if args.served is None or name == "distil"]
+    for name in names:
         stages.run(name, partial(train, name, work, changes[name]), [*changes[name], _digest_configuration(name)])
-    stages.run("assets", lambda: write_assets(pictures, concepts, args.out))
     queries = args.out / "queries.zip"  # parity is measured on the held-out ones
-    stages.run("export", lambda: _export(args.out, trained, pictures=queries, lean=True))
-    _keep_records(stages, work, args, changes)
+    if args.served is None:
+        stages.run("assets", lambda: write_assets(pictures, concepts, args.out))
+        stages.run("export", lambda: _export(args.out, trained, pictures=queries, lean=True))
+    else:
+        stages.run("export", lambda: _export_device(args.out, trained, pictures=queries, lean=True))
+    _keep_records(stages, work, args, changes, names)
     if args.all_precisions:
         stages.run("export fp32", lambda: _export(work / "bundles-fp32", trained, pictures=queries, lean=False))
 
@@ -112,22 +131,23 @@ def _count(lists: dict[str, int]) -> dict[str, float]:
     return {f"{name}, lines": float(count) for name, count in lists.items()}
 
 
-def _keep_records(stages: "_Stages", work: Path, args: argparse.Namespace, changes: dict[str, list[str]]) -> None:
+def _keep_records(
+    stages: "_Stages", work: Path, args: argparse.Namespace, changes: dict[str, list[str]], trained: Sequence[str]
+) -> None:
     """Put figures and logs where the repository keeps them."""
     if args.figures is not None:
-        write_result(args.figures, figures=stages.figures(), command="make demo-assets")
+        command = "make demo-assets" if args.served is None else "make demo-light"
+        write_result(args.figures, figures=stages.figures(), command=command)
     if args.logs is not None:
         args.logs.mkdir(parents=True, exist_ok=True)
-        for name in STAGES:
+        for name in trained:
             shutil.copyfile(log_file(name, work, changes[name]), args.logs / f"{name}.jsonl")
 
 
 def _export(out: Path, trained: Path, *, pictures: Path, lean: bool) -> dict[str, float]:
     """Write both bundles: lean ones to be carried in git, or float32 ones with every variant of the encoder."""
-    encoder, metadata = load_light_encoder(trained / "light-encoder")
     foundation = load_foundation(f"local-dir:{trained / 'foundation'}")
     foundation.name = FOUNDATION_NAME
-    storages: tuple[WeightStorage, ...] = ("int8", "fp16") if lean else ("fp32",)
     _store_leanest(
         lambda storage: export_server_bundle(
             foundation,
@@ -140,8 +160,15 @@ def _export(out: Path, trained: Path, *, pictures: Path, lean: bool) -> dict[str
             sources=SOURCES,
             force=True,
         ),
-        storages,
+        _LEAN if lean else ("fp32",),
     )
+    size_bytes = _size(out / "server")
+    return _export_device(out, trained, pictures=pictures, lean=lean) | {"server_mb": round(size_bytes / 1e6, 2)}
+
+
+def _export_device(out: Path, trained: Path, *, pictures: Path, lean: bool) -> dict[str, float]:
+    """Write the device bundle."""
+    encoder, metadata = load_light_encoder(trained / "light-encoder")
     _store_leanest(
         lambda storage: export_device_bundle(
             encoder,
@@ -156,10 +183,13 @@ def _export(out: Path, trained: Path, *, pictures: Path, lean: bool) -> dict[str
             sources=SOURCES,
             force=True,
         ),
-        storages,
+        _LEAN if lean else ("fp32",),
     )
-    sizes = {name: sum(file.stat().st_size for file in (out / name).rglob("*")) for name in ("device", "server")}
-    return {f"{name}_mb": round(size / 1e6, 2) for name, size in sizes.items()}
+    return {"device_mb": round(_size(out / "device") / 1e6, 2)}
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*"))
 
 
 def _store_leanest(export: Callable[[WeightStorage], object], storages: Sequence[WeightStorage]) -> None:

@@ -1,0 +1,91 @@
+"""The foundation of a served bundle as a folder that trainers load: its visual tower read back from ONNX.
+
+A light encoder can be trained anew for a server whose foundation was not kept, as long as its text tower is at hand.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from asymcir_server import ServerBundle
+from asymcir_training import Foundation, load_foundation
+from asymcir_training.foundation.creation import save_weights, write_initial_foundation
+from torch import Tensor, nn
+
+from asymcir_demo.errors import DemoError
+
+TRUNK = "tf_efficientnet_lite0"
+_PREFIX = "foundation.model.visual."
+_LOG = logging.getLogger(__name__)
+
+
+def write_served_foundation(server: Path, folder: Path, *, text: Path) -> dict[str, float]:
+    """Write the foundation that a server bundle of the demo was exported from.
+
+    Its weights are those of the bundle, with their rounding. Batch norms are folded into the convolutions there, so
+    they are written as a shift by the bias alone: exact in eval mode, which is all that a teacher and a frozen trunk
+    are used in.
+
+    Args:
+        server: the bundle.
+        folder: to write.
+        text: Hugging Face folder of the sentence encoder, which the text tower is.
+
+    Raises:
+        DemoError: the bundle's word space is not that of the text tower, or its visual tower is of another form.
+    """
+    bundle = ServerBundle.load(server)
+    write_initial_foundation(folder, text=text, trunk=TRUNK, size=bundle.preprocessing.size)
+    foundation = load_foundation(f"local-dir:{folder}")
+    if foundation.word_space() != bundle.word_space:
+        raise DemoError(f"expected the text tower of {server}, {text} is another: its words do not have that space")
+    read = _read_weights(server / "visual_encoder.onnx")
+    _fill(foundation, read)
+    save_weights(foundation.model, folder)
+    _LOG.info("read %d tensors of the visual tower of %s", len(read), server)
+    return {"tensors": float(len(read))}
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Return name -> float32 of the tower's weights, however the file stores them."""
+    graph = onnx.load(path)
+    names = {
+        name
+        for node in graph.graph.node
+        if node.op_type in ("Conv", "Gemm", "MatMul")
+        for name in node.input
+        if name.startswith(_PREFIX)
+    }
+    found = {
+        tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).astype(np.float32))
+        for tensor in graph.graph.initializer
+        if tensor.name in names
+    }
+    computed = sorted(names - found.keys())
+    graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in computed)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    declared = session.get_inputs()[0]
+    pixels = np.zeros([1, *declared.shape[1:]], np.uint8 if "uint8" in declared.type else np.float32)
+    values = session.run(computed, {declared.name: pixels})
+    return found | {name: torch.from_numpy(value) for name, value in zip(computed, values, strict=True)}
+
+
+@torch.no_grad()
+def _fill(foundation: Foundation, weights: dict[str, Tensor]) -> None:
+    visual = foundation.model.visual
+    layers = [module for module in visual.trunk.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
+    names = {module: name for name, module in visual.trunk.named_modules()}
+    try:
+        for convolution, norm in zip(layers[::2], layers[1::2], strict=True):
+            name = f"{_PREFIX}trunk.{names[convolution]}.weight"
+            convolution.weight.copy_(weights[name])
+            norm.weight.fill_(1.0)
+            norm.bias.copy_(weights[f"{name}_bias"])
+            norm.running_mean.zero_()
+            norm.running_var.fill_(1.0 - norm.eps)
+        visual.head.proj.weight.copy_(weights[f"{_PREFIX}head.proj.weight"])
+    except (KeyError, RuntimeError, AttributeError) as exc:
+        raise DemoError(f"the visual tower of the bundle is not the demo's, of {TRUNK}: {exc}") from exc
