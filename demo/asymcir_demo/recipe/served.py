@@ -5,6 +5,7 @@ A light encoder can be trained anew for a server whose foundation was not kept, 
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -75,11 +76,12 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _fill(foundation: Foundation, weights: dict[str, Tensor]) -> None:
-    visual = foundation.model.visual
-    layers = [module for module in visual.trunk.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
+    visual: Any = foundation.model.visual
     names = {module: name for name, module in visual.trunk.named_modules()}
+    convolutions = [module for module in visual.trunk.modules() if isinstance(module, nn.Conv2d)]
+    norms: list[Any] = [module for module in visual.trunk.modules() if isinstance(module, nn.BatchNorm2d)]
     try:
-        for convolution, norm in zip(layers[::2], layers[1::2], strict=True):
+        for convolution, norm in zip(convolutions, norms, strict=True):  # one follows the other throughout
             name = f"{_PREFIX}trunk.{names[convolution]}.weight"
             convolution.weight.copy_(weights[name])
             norm.weight.fill_(1.0)
@@ -87,5 +89,5 @@ def _fill(foundation: Foundation, weights: dict[str, Tensor]) -> None:
             norm.running_mean.zero_()
             norm.running_var.fill_(1.0 - norm.eps)
         visual.head.proj.weight.copy_(weights[f"{_PREFIX}head.proj.weight"])
-    except (KeyError, RuntimeError, AttributeError) as exc:
+    except (KeyError, RuntimeError, ValueError, AttributeError) as exc:
         raise DemoError(f"the visual tower of the bundle is not the demo's, of {TRUNK}: {exc}") from exc
