@@ -226,7 +226,9 @@ def _read_batches(requests: Iterable[_Request], check: Callable[[], None]) -> It
                 if stopped.is_set():
                     return
             put(None)
-        except Exception as exc:  # the caller broke the stream off
+        except grpc.RpcError:
+            put(UnavailableError("the caller broke the stream off"))
+        except Exception as exc:
             put(exc)
 
     threading.Thread(target=read, name="add-pictures", daemon=True).start()
