@@ -76,8 +76,8 @@ web-check: web-generate  ## Check the browser's types, tests, size budget, and t
 web-test: edge/web/node_modules/ready $(DEV)/ready  ## Drive the page in a headless Chromium
 	cd edge/web && npm run test:browser
 
-web-screenshots: edge/web/node_modules/ready $(DEV)/ready  ## Draw the page's pictures in docs/images
-	cd edge/web && npm run screenshots
+web-screenshots: edge/web/node_modules/ready $(DEV)/ready  ## Draw the page that make demo-web serves, into docs/images (PICTURE=FILE to search with)
+	cd edge/web && PICTURE=$(PICTURE) npm run screenshots
 
 NPM_EMOJI := openmoji@17.0.0 @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
   @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3 @iconify-json/noto-v1@1.2.5 \

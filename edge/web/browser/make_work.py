@@ -9,7 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from asymcir_server import ServerBundle, build_gallery
+from asymcir_server import BuildConfig, ServerBundle, build_gallery
 from PIL import Image
 
 ASSETS = Path("demo/assets")
@@ -26,7 +26,9 @@ def main(work: Path) -> None:
         entry |= {"number": number, "even": number % 2 == 0}
     listed = work / "gallery.jsonl"
     listed.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-    build_gallery(listed, ServerBundle.load(ASSETS / "server"), work / "gallery")
+    build_gallery(
+        listed, ServerBundle.load(ASSETS / "server"), work / "gallery", config=BuildConfig(thumbnail_side=128)
+    )
     (work / "ids.json").write_text(json.dumps([entry.get("id", "") for entry in kept]))
     with zipfile.ZipFile(ASSETS / "queries.zip") as archive:
         for name in ("grinning-cat.webp", "red-heart.webp"):

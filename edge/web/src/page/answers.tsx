@@ -22,12 +22,12 @@ export function Answers({ answer, busy, keyText, onStart }: Props) {
     <ol class="grid" aria-busy={busy}>
       {answer.hits.map((hit) => (
         <li key={hit.id}>
-          <button type="button" class="card" onClick={() => onStart(hit)} aria-label={strings.fromThisOne(nameOf(hit))}>
-            <Thumbnail gallery={answer.gallery} id={hit.id} keyText={keyText} alt={nameOf(hit)} />
+          <button type="button" class="card" onClick={() => onStart(hit)}>
+            <Thumbnail gallery={answer.gallery} id={hit.id} keyText={keyText} alt="" />
             <span class="name">{nameOf(hit)}</span>
             <span class="meta">
               <span class="score" title={strings.score(hit.score)}>{hit.score.toFixed(3)}</span>
-              <span class="go" aria-hidden="true">{strings.fromThis}</span>
+              <span class="go">{strings.fromThis}</span>
             </span>
           </button>
         </li>

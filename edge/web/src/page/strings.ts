@@ -43,7 +43,6 @@ export const strings = {
   nothing: "No picture matches. Remove a filter, or change the words.",
   start: "Answers appear here as soon as there is a picture.",
   fromThis: "Start from this",
-  fromThisOne: (name: string) => `Start from “${name}”`,
   score: (score: number) => `Score ${score.toFixed(3)}`,
   maps: "What the sentence looks at",
   mapsHint: "Each of the tokens that are sent is made from these parts of the picture.",

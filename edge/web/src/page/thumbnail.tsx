@@ -25,6 +25,6 @@ export function Thumbnail({ gallery, id, keyText, alt }: { gallery: string; id: 
       if (url) URL.revokeObjectURL(url);
     };
   }, [gallery, id, keyText]);
-  if (missing || !source) return <span class="blank" role="img" aria-label={alt} />;
+  if (missing || !source) return <span class="blank" />;
   return <img src={source} alt={alt} loading="lazy" decoding="async" onError={() => setMissing(true)} />;
 }
