@@ -20,6 +20,9 @@ MAX_THREADS = 256
 MAX_BATCH_SIZE = 1024
 """Pictures in one run of an encoder: their pixels alone take 0.6 GB at a side of 224."""
 
+MAX_TEXT_BATCH = 64
+"""Prompts in one run of a text encoder: bounds the memory of a run, whatever a caller hands in."""
+
 MAX_TOP_K = 100_000
 """Hits of one answer: what fits a gRPC message of 4 MB."""
 

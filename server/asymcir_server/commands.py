@@ -12,6 +12,7 @@ from asymcir_common.arguments import (
     MAX_BATCH_SIZE,
     MAX_IN_FLIGHT,
     MAX_PORT,
+    MAX_TEXT_BATCH,
     MAX_THREADS,
     MAX_TIMEOUT_S,
     MAX_TOP_K,
@@ -213,7 +214,14 @@ def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         type=whole_number(1, MAX_THREADS),
         default=min(max(2, os.cpu_count() or 1), MAX_THREADS),
         metavar="N",
-        help="requests computed at the same time (default: one per core, at least 2)",
+        help="galleries searched at the same time (default: one per core, at least 2)",
+    )
+    serve.add_argument(
+        "--max-batch",
+        type=whole_number(1, MAX_TEXT_BATCH),
+        default=32,
+        metavar="N",
+        help="queries that the text encoder runs together (default: 32)",
     )
     serve.add_argument(
         "--max-in-flight",
@@ -358,7 +366,12 @@ def run_serve(args: argparse.Namespace) -> int:
         tls = TlsConfig(certificate=args.tls_certificate, private_key=args.tls_key, client_ca=args.tls_client_ca)
     elif args.tls_certificate or args.tls_key or args.tls_client_ca:
         raise ListenError("TLS needs both --tls-certificate and --tls-key")
-    limits = ServiceLimits(concurrency=args.concurrency, max_in_flight=args.max_in_flight, max_top_k=args.max_top_k)
+    limits = ServiceLimits(
+        concurrency=args.concurrency,
+        max_in_flight=args.max_in_flight,
+        max_top_k=args.max_top_k,
+        max_batch=args.max_batch,
+    )
     config = ServerConfig(
         host=args.host,
         port=args.port,

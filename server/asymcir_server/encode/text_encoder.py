@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from asymcir_common.arguments import MAX_TEXT_BATCH
 from numpy.typing import NDArray
 
 from asymcir_server.encode.bundle import ServerBundle
@@ -13,8 +14,10 @@ from asymcir_server.encode.sessions import run_session
 from asymcir_server.encode.vectors import l2_normalize, usable_rows
 from asymcir_server.errors import RequestError
 
-MAX_BATCH = 64
-"""Prompts per run: bounds the memory of one call, whatever the caller hands in."""
+UNUSABLE = (
+    "the sentence tokens give no usable query embedding (not finite, or zero): their values are out of range, check "
+    "the device bundle and the token encoding"
+)
 
 
 class TextEncoder:
@@ -54,8 +57,8 @@ class TextEncoder:
             BundleError: the graph fails, or does not give [b, E].
         """
         features = np.empty((len(prompts), self.embedding_width), dtype=np.float32)
-        for start in range(0, len(prompts), MAX_BATCH):
-            chunk = prompts[start : start + MAX_BATCH]
+        for start in range(0, len(prompts), MAX_TEXT_BATCH):
+            chunk = prompts[start : start + MAX_TEXT_BATCH]
             batch = self.composer.pad(chunk, length=self._length)
             feed: dict[str, NDArray[Any]] = {
                 "word_embeddings": batch.word_embeddings,
@@ -88,10 +91,7 @@ class TextEncoder:
         prompts = [self.composer.compose_query(row, change) for row, change in zip(tokens, changes, strict=True)]
         features = self.encode_prompts(prompts)
         if not usable_rows(features).all():
-            raise RequestError(
-                "the sentence tokens give no usable query embedding (not finite, or zero): "
-                "their values are out of range, check the device bundle and the token encoding"
-            )
+            raise RequestError(UNUSABLE)
         return l2_normalize(features)
 
     def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:

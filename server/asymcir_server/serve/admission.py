@@ -1,50 +1,39 @@
-"""Admission: the one place that decides whether a request is taken, waits, or is turned away."""
+"""Admission: the one place that decides whether a request is taken or turned away."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from asymcir_server.errors import DeadlineError, OverloadedError, UnavailableError
+from asymcir_server.errors import OverloadedError, UnavailableError
 
 RETRY_AFTER_MS = 100
 
 
 class Admission:
-    """Bounds how many requests are computed at once and how many may wait.
+    """Bounds how many requests are in flight, computed or waiting.
 
     A request above `max_in_flight` is turned away at once: under overload a quick refusal with a retry hint serves
     everyone better than a queue that only grows.
 
     Args:
-        concurrency: requests computed at the same time.
         max_in_flight: requests computed or waiting.
     """
 
-    def __init__(self, *, concurrency: int, max_in_flight: int) -> None:
+    def __init__(self, *, max_in_flight: int) -> None:
         """Start closed to nobody."""
-        self._slots = threading.BoundedSemaphore(concurrency)
         self._lock = threading.Condition()
         self._max_in_flight = max_in_flight
         self._in_flight = 0
         self._draining = False
 
     @contextmanager
-    def admit(self, timeout_s: float | None) -> Iterator[float]:
-        """Hold a slot for one request.
-
-        Args:
-            timeout_s: what is left of the caller's deadline; None: no deadline.
-
-        Yields:
-            How long the request waited, milliseconds.
+    def admit(self) -> Iterator[None]:
+        """Let one request in.
 
         Raises:
             UnavailableError: the server drains.
             OverloadedError: too many requests are in flight.
-            DeadlineError: no slot came free in time.
         """
-        arrived_s = time.perf_counter()
         with self._lock:
             if self._draining:
                 raise UnavailableError("the server is shutting down: ask another one, or again in a moment")
@@ -54,15 +43,8 @@ class Admission:
                     retry_after_ms=RETRY_AFTER_MS,
                 )
             self._in_flight += 1
-        # gRPC gives a call without a deadline some 300 years, more than a lock can wait for.
-        patience_s = None if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
         try:
-            if not self._slots.acquire(timeout=patience_s):
-                raise DeadlineError("the deadline passed while the request waited for its turn")
-            try:
-                yield (time.perf_counter() - arrived_s) * 1000.0
-            finally:
-                self._slots.release()
+            yield
         finally:
             with self._lock:
                 self._in_flight -= 1

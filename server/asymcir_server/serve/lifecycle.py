@@ -177,6 +177,7 @@ class RetrievalServer:
         self._server.stop(max(0.0, self._config.drain_timeout_s - (time.monotonic() - started_s))).wait()
         for pool in self._pools:
             pool.shutdown(wait=False)
+        self.service.close()
         if self._follow is not None:
             self._follow.close()
         for holder in self.service.holders.values():

@@ -1,24 +1,33 @@
 """The gRPC service: Describe and Search over one server bundle and its galleries."""
 
 import importlib.metadata
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
-from asymcir_common.arguments import MAX_IN_FLIGHT, MAX_THREADS, MAX_TOP_K
+from asymcir_common.arguments import MAX_IN_FLIGHT, MAX_TEXT_BATCH, MAX_THREADS, MAX_TOP_K
 from asymcir_protos import unpack_tokens
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
 
 from asymcir_server.encode.bundle import ServerBundle
 from asymcir_server.encode.composition import MAX_MODIFIER_BYTES
 from asymcir_server.encode.text_encoder import TextEncoder
-from asymcir_server.errors import GalleryNotFoundError, ListenError, ModifierError, RequestError, SpaceMismatchError
+from asymcir_server.errors import (
+    DeadlineError,
+    GalleryNotFoundError,
+    ListenError,
+    ModifierError,
+    RequestError,
+    SpaceMismatchError,
+)
 from asymcir_server.gallery import Follower, Gallery, GalleryHolder
 from asymcir_server.gallery.filters import FILTER_LIMITS
 from asymcir_server.serve.admission import Admission
+from asymcir_server.serve.batching import TextBatcher
 from asymcir_server.serve.hit_metadata import add_metadata
 from asymcir_server.serve.status import to_status
 
@@ -38,18 +47,25 @@ class ServiceLimits:
 
     Attributes:
         max_top_k: hits per answer.
-        concurrency: requests computed at the same time.
+        concurrency: galleries searched at the same time; queries are encoded together, in one run at a time.
         max_in_flight: requests computed or waiting; one more is turned away.
+        max_batch: queries that the text encoder runs together, at most MAX_TEXT_BATCH; 1: each alone.
     """
 
     max_top_k: int = 1000
     concurrency: int = 2
     max_in_flight: int = 64
+    max_batch: int = 32
 
     def __post_init__(self) -> None:
-        if min(self.max_top_k, self.concurrency) < 1:
+        if min(self.max_top_k, self.concurrency, self.max_batch) < 1:
             raise ListenError(f"expected limits above 0, got {self}")
-        for name, most in (("concurrency", MAX_THREADS), ("max_in_flight", MAX_IN_FLIGHT), ("max_top_k", MAX_TOP_K)):
+        for name, most in (
+            ("concurrency", MAX_THREADS),
+            ("max_in_flight", MAX_IN_FLIGHT),
+            ("max_top_k", MAX_TOP_K),
+            ("max_batch", MAX_TEXT_BATCH),
+        ):
             if getattr(self, name) > most:
                 raise ListenError(f"expected {name} of at most {most}, got {getattr(self, name)}")
         if self.max_in_flight < self.concurrency:
@@ -104,10 +120,16 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             if isinstance(holder.current, Gallery)
         }
         self.limits = limits or ServiceLimits()
-        self.admission = Admission(concurrency=self.limits.concurrency, max_in_flight=self.limits.max_in_flight)
+        self.admission = Admission(max_in_flight=self.limits.max_in_flight)
         self._bundle = bundle
         self._text_encoder = TextEncoder(bundle)
+        self._batcher = TextBatcher(self._text_encoder, max_items=self.limits.max_batch)
+        self._searches = threading.BoundedSemaphore(self.limits.concurrency)
         self._version = importlib.metadata.version("asymcir")
+
+    def close(self) -> None:
+        """End the thread that encodes queries; the galleries stay open."""
+        self._batcher.close()
 
     def warm_up(self) -> None:
         """Run the text tower and every gallery once, so that the first caller does not pay for it."""
@@ -164,7 +186,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
     ) -> retrieval_pb2.SearchResponse:
         """Answer one composed query."""
         try:
-            return self.search(request, timeout_s=context.time_remaining())
+            return self.search(request, timeout_s=context.time_remaining(), gone=lambda: not context.is_active())
         except Exception as exc:  # mapped, all of it, in one place
             status = to_status(exc)
             if status.trailing_metadata:
@@ -173,28 +195,49 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             raise  # abort raises before this line
 
     def search(
-        self, request: retrieval_pb2.SearchRequest, *, timeout_s: float | None = None
+        self,
+        request: retrieval_pb2.SearchRequest,
+        *,
+        timeout_s: float | None = None,
+        gone: Callable[[], bool] | None = None,
     ) -> retrieval_pb2.SearchResponse:
         """Check, admit, encode and search; what `Search` does, with errors instead of status codes.
+
+        Args:
+            request: the query.
+            timeout_s: what is left of the caller's deadline; None: no deadline.
+            gone: whether the caller does not wait any more; such a request is not computed.
 
         Raises:
             RequestError, TokensError, SpaceMismatchError, GalleryNotFoundError: the request's fault.
             UnavailableError, OverloadedError, DeadlineError: not now.
         """
         with self.lease_gallery(request.gallery) as (name, gallery):
-            return self._answer(request, name, gallery, timeout_s)
+            return self._answer(request, name, gallery, timeout_s, gone)
 
     def _answer(
-        self, request: retrieval_pb2.SearchRequest, name: str, gallery: Gallery, timeout_s: float | None
+        self,
+        request: retrieval_pb2.SearchRequest,
+        name: str,
+        gallery: Gallery,
+        timeout_s: float | None,
+        gone: Callable[[], bool] | None,
     ) -> retrieval_pb2.SearchResponse:
         self._check(request, gallery)
-        with self.admission.admit(timeout_s) as queue_ms:
-            tokens = unpack_tokens(request.tokens)  # [L, D]
-            started_s = time.perf_counter()
-            query = self._text_encoder.encode_queries([tokens], [request.modifier])  # [1, E]
+        with self.admission.admit(), ExitStack() as stack:
+            arrived_s = time.perf_counter()
+            prompt = self._text_encoder.composer.compose_query(unpack_tokens(request.tokens), request.modifier)
+            encoded = self._batcher.encode(prompt, timeout_s=timeout_s, gone=gone)
+            queued_s = time.perf_counter()
+            patience_s = None
+            if timeout_s is not None:
+                patience_s = max(0.0, min(timeout_s - (queued_s - arrived_s), threading.TIMEOUT_MAX))
+            if not self._searches.acquire(timeout=patience_s):
+                raise DeadlineError("the deadline passed while the request waited for its turn")
+            stack.callback(self._searches.release)
             encoded_s = time.perf_counter()
             result = gallery.search(
-                query,
+                encoded.embedding[None],
                 request.top_k or DEFAULT_TOP_K,
                 request.excluded_ids,
                 where=request.filter if request.HasField("filter") else None,
@@ -208,8 +251,8 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             gallery=name,
             gallery_version=gallery.full_version,
             timing=retrieval_pb2.Timing(
-                queue_ms=queue_ms,
-                encode_ms=(encoded_s - started_s) * 1000.0,
+                queue_ms=encoded.queue_ms + (encoded_s - queued_s) * 1000.0,
+                encode_ms=encoded.run_ms,
                 search_ms=(searched_s - encoded_s) * 1000.0,
             ),
         )

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asymcir_common.arguments import MAX_TEXT_BATCH
 from asymcir_server import Composer, ServerBundle, TextEncoder, Tokenizer
 from asymcir_server.encode.composition import MAX_MODIFIER_BYTES
-from asymcir_server.encode.text_encoder import MAX_BATCH
 from asymcir_server.encode.tokenizer import clean_text
 from asymcir_server.errors import ModifierError, RequestError
 from numpy.typing import NDArray
@@ -152,7 +152,7 @@ def test_text_features_match_the_reference(tower: tuple[TinyModel, TextEncoder],
 
 def test_a_row_does_not_depend_on_its_batch(tower: tuple[TinyModel, TextEncoder], tokens: NDArray[np.float32]) -> None:
     _, encoder = tower
-    modifiers = ["red " * (i % 9) for i in range(MAX_BATCH + 5)]
+    modifiers = ["red " * (i % 9) for i in range(MAX_TEXT_BATCH + 5)]
     together = encoder.encode_queries([tokens] * len(modifiers), modifiers)
     alone = np.concatenate([encoder.encode_queries([tokens], [modifier]) for modifier in modifiers])
     assert np.abs(together - alone).max() < 1e-6
