@@ -291,7 +291,7 @@ def test_one_build_at_a_time(tmp_path: Path, pictures: Path, bundle: ServerBundl
     assert build_gallery(pictures, bundle, tmp_path / "g").version == "000002"
 
 
-@pytest.mark.parametrize("name", ["metadata.sqlite", "vectors.npy", "quarantine.jsonl", "manifest.json"])
+@pytest.mark.parametrize("name", ["metadata.sqlite", "vectors.npy", "manifest.json"])
 def test_damaged_galleries_do_not_open(tmp_path: Path, gallery_folder: Path, name: str) -> None:
     copy = Path(shutil.copytree(gallery_folder, tmp_path / "copy"))
     path = copy / "snapshots" / "000001" / name
