@@ -16,6 +16,7 @@ from asymcir_common.manifest import SERVER_BUNDLE
 from asymcir_export.graphs import writer
 from asymcir_server.encode.bundle import ServerBundle
 from asymcir_training import Foundation, UnionHead
+from processors import sums_int8_exactly
 
 _kept: list[Any] = []
 """What PyTorch gave for the model of the fixture, for a second look at the same float32 bundle."""
@@ -58,7 +59,7 @@ def test_every_precision_is_a_bundle_that_the_server_opens(models: Path) -> None
         assert bundle.manifest.properties["compute"] == expected
         for tower in TOWERS:
             # Processors without VNNI cut int8 sums of two at 16 bits: .983 was seen on one, .99 and more with it.
-            least = 0.97 if compute == "int8" else 0.99
+            least = 0.97 if compute == "int8" and not sums_int8_exactly() else 0.99
             assert towers[tower]["passed"] and towers[tower]["cosine_min"] > least, (compute, tower)
     text = {compute: towers["text"] for compute, towers in facts["computes"].items()}
     assert text["fp16"]["size_mb"] < 0.6 * text["fp32"]["size_mb"]

@@ -17,6 +17,7 @@ from asymcir_server.encode.visual import VisualEncoder
 from asymcir_training import Foundation, LightEncoder, UnionHead
 from numpy.typing import NDArray
 from PIL import Image
+from processors import sums_int8_exactly
 from search_sets import write_search_set
 
 SOURCES = [{"name": "tests", "licence": "Apache-2.0", "url": "https://example.org"}]
@@ -193,7 +194,7 @@ def test_both_towers_compute_in_less(
     bundle = ServerBundle.load(out)
     texts = ["a", "the same but in blue", "!? " * 9]
     # Processors without VNNI cut int8 sums of two at 16 bits: .978 was seen on one, .99 and more with it.
-    least = 0.97 if compute == "int8" else 0.99
+    least = 0.97 if compute == "int8" and not sums_int8_exactly() else 0.99
     expected = causal_foundation.encode_text(texts).detach().numpy()
     assert least < least_cosine(TextEncoder(bundle).encode_text(texts), expected) < 1.0 - 1e-8
     squares = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
