@@ -331,13 +331,13 @@ def run_gallery_info(args: argparse.Namespace) -> int:
             print(f"{'changes':<20}{gallery.change}: {added} added, {removed} removed, {updated} with other metadata")
         for column in gallery.columns.by_key.values():
             print(f"{'column':<20}{column.key!r} ({column.type})")
+        if args.html is not None:
+            from asymcir_server.gallery.overview import render_page, summarise
+
+            write_atomically(args.html, render_page(summarise(gallery)))
+            print(f"page: {args.html}")
     finally:
         gallery.close()
-    if args.html is not None:
-        from asymcir_server.gallery.overview import render_page, summarise
-
-        write_atomically(args.html, render_page(summarise(args.gallery)))
-        print(f"page: {args.html}")
     return 0
 
 

@@ -13,25 +13,15 @@ from asymcir_training import load_foundation
 from asymcir_training.foundation.creation import save_weights, write_initial_foundation
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_foundations import calibrate, write_bert
+from tiny_foundations import calibrate, copy_sentence_encoder, write_bert
 
 SIZE = 64
-
-
-def _write_text(folder: Path, bert: Path) -> Path:
-    """Lay a BERT's files as those of a sentence encoder lie."""
-    folder.mkdir(parents=True)
-    for place in (bert, bert / "tower"):
-        for file in place.iterdir():
-            if file.is_file() and not file.name.startswith("open_clip"):
-                (folder / file.name).write_bytes(file.read_bytes())
-    return folder
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("text")
-    return _write_text(root / "encoder", write_bert(root / "bert"))
+    return copy_sentence_encoder(write_bert(root / "bert"), root / "encoder")
 
 
 @pytest.fixture(scope="module")

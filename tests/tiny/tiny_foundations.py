@@ -1,6 +1,7 @@
 """Tiny random foundations, saved as local open_clip folders: causal, bidirectional with a mask, reading its padding."""
 
 import json
+import shutil
 import string
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,14 @@ def write_bert(folder: Path) -> Path:
     model = open_clip.CustomTextCLIP(**config)
     calibrate(model.visual, 64)
     return _save(folder, model, config)
+
+
+def copy_sentence_encoder(bert: Path, folder: Path) -> Path:
+    """Take the BERT tower of such a foundation as a sentence encoder's folder."""
+    shutil.copytree(bert / "tower", folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(bert / name, folder / name)
+    return folder
 
 
 def calibrate(module: nn.Module, size: int) -> None:

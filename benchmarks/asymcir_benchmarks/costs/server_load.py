@@ -69,27 +69,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
     """Let both servers answer in turn; returns figures by name."""
-    options: dict[str, object] = vars(args)
     rates: dict[tuple[str, int, str], list[float]] = {}
-    bundle = ServerBundle.load(Path(str(options["server_bundle"])))
-    gallery = Gallery.open(Path(str(options["gallery"])), bundle.target_spaces)
+    bundle = ServerBundle.load(args.server_bundle)
+    gallery = Gallery.open(args.gallery, bundle.target_spaces)
     try:
-        for number in range(int(str(options["rounds"]))):
+        for number in range(args.rounds):
             for name, most in (("together", 32), ("each alone", 1)):
                 limits = ServiceLimits(max_batch=most, max_in_flight=128)
                 with RetrievalServer(bundle, {"g": gallery}, ServerConfig(limits=limits)) as server:
                     for callers in CALLERS:
-                        for key, value in _run_callers(server.address, callers, options).items():
+                        for key, value in _run_callers(server.address, callers, args).items():
                             rates.setdefault((name, callers, key), []).append(value)
-            _LOG.info("round %d of %s", number + 1, options["rounds"])
+            _LOG.info("round %d of %s", number + 1, args.rounds)
     finally:
         gallery.close()
     figures: dict[str, float] = {"gallery": float(gallery.size)}
     for (name, callers, key), values in rates.items():
         figures[f"{name}, {callers} callers, {key}"] = round(statistics.median(values), 3)
     for callers in CALLERS:
-        pairs = (figures[f"{name}, {callers} callers, answers/s"] for name in ("together", "each alone"))
-        together, alone = pairs
+        together, alone = (figures[f"{name}, {callers} callers, answers/s"] for name in ("together", "each alone"))
         figures[f"{callers} callers, together over each alone"] = round(together / alone, 3)
     return figures
 
@@ -136,10 +134,10 @@ def ask(address: str, callers: int, device_bundle: Path, pictures: Path, duratio
     }
 
 
-def _run_callers(address: str, callers: int, options: dict[str, object]) -> dict[str, float]:
+def _run_callers(address: str, callers: int, args: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, "-m", "asymcir_benchmarks.costs.server_load", "--ask", f"{address},{callers}"]
     for name in ("server_bundle", "device_bundle", "gallery", "pictures", "seconds", "out"):
-        command += [f"--{name.replace('_', '-')}", str(options[name])]
+        command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
+from asymcir_export.graphs.probe import probe_tensors
 from asymcir_server import ServerBundle
 from asymcir_training import Foundation, load_foundation
 from asymcir_training.foundation.creation import save_weights, write_initial_foundation
@@ -60,18 +60,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         for name in node.input
         if name.startswith(_PREFIX)
     }
-    found = {
-        tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).astype(np.float32))
-        for tensor in graph.graph.initializer
-        if tensor.name in names
-    }
-    computed = sorted(names - found.keys())
-    graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in computed)
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    declared = session.get_inputs()[0]
-    pixels = np.zeros([1, *declared.shape[1:]], np.uint8 if "uint8" in declared.type else np.float32)
-    values = session.run(computed, {declared.name: pixels})
-    return found | {name: torch.from_numpy(value) for name, value in zip(computed, values, strict=True)}
+    declared = graph.graph.input[0]
+    shape = [1, *(side.dim_value for side in declared.type.tensor_type.shape.dim[1:])]
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(declared.type.tensor_type.elem_type)
+    (values,) = probe_tensors(graph, declared.name, [np.zeros(shape, dtype)], sorted(names))
+    return {name: torch.from_numpy(value) for name, value in values.items()}
 
 
 @torch.no_grad()

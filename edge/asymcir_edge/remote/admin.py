@@ -1,16 +1,14 @@
 """Changes to the galleries of a running server that was started with `--admin`."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 from asymcir_protos import parse_filter
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
-from google.protobuf.message import Message
 
-from asymcir_edge.errors import RequestRefusedError
 from asymcir_edge.remote.client import RetrievalClient
 from asymcir_edge.remote.status import to_server_error
 
@@ -128,7 +126,7 @@ class GalleryAdmin:
         """
         condition = parse_filter(where) if isinstance(where, str) else where
         request = retrieval_pb2.RemoveRequest(gallery=self._gallery, ids=ids, filter=condition)
-        response = self._call(self._stub.Remove, request, self._client.timeout_s)
+        response, _ = self._client.call(self._stub.Remove, request)
         return int(response.removed), list(response.missing)
 
     def update_metadata(self, updates: Mapping[str, Mapping[str, Any]]) -> tuple[int, list[str]]:
@@ -147,7 +145,7 @@ class GalleryAdmin:
                 for identity, keys in updates.items()
             ],
         )
-        response = self._call(self._stub.UpdateMetadata, request, self._client.timeout_s)
+        response, _ = self._client.call(self._stub.UpdateMetadata, request)
         return int(response.updated), list(response.missing)
 
     def compact(self, *, index_kind: str = "", timeout_s: float = DEFAULT_COMPACT_TIMEOUT_S) -> CompactedGallery:
@@ -158,7 +156,7 @@ class GalleryAdmin:
             timeout_s: it takes as long as a build without its encoding.
         """
         request = retrieval_pb2.CompactRequest(gallery=self._gallery, index_kind=index_kind)
-        response = self._call(self._stub.Compact, request, timeout_s)
+        response, _ = self._client.call(self._stub.Compact, request, timeout_s=timeout_s)
         return CompactedGallery(
             gallery_version=response.gallery_version,
             size=response.size,
@@ -168,11 +166,3 @@ class GalleryAdmin:
             index_kind=response.index_kind,
             index_recall_at_10=response.index_recall_at_10,
         )
-
-    def _call(self, method: Callable[..., Any], request: Message, timeout_s: float) -> Any:
-        try:
-            return method(request, timeout=timeout_s, metadata=self._client.metadata)
-        except grpc.RpcError as exc:
-            raise to_server_error(exc, address=self._client.address, timeout_s=timeout_s) from exc
-        except ValueError as exc:  # how gRPC says that the channel is closed
-            raise RequestRefusedError(f"this client cannot send any more: {exc}") from exc

@@ -89,7 +89,7 @@ class RetrievalClient:
         Raises:
             ServerError: one of its kinds; see `asymcir_edge.errors`.
         """
-        response, _ = self._call(self._stub.Describe, retrieval_pb2.DescribeRequest())
+        response, _ = self.call(self._stub.Describe, retrieval_pb2.DescribeRequest())
         return read_description(response)
 
     def search(
@@ -142,16 +142,31 @@ class RetrievalClient:
             where=where,
             every_picture=every_picture,
         )
-        response, round_trip_ms = self._call(self._stub.Search, request)
+        response, round_trip_ms = self.call(self._stub.Search, request)
         return read_search_result(response, round_trip_ms=round_trip_ms, request_size_bytes=request.ByteSize())
 
-    def _call(self, method: Callable[..., Any], request: Message) -> tuple[Any, float]:
-        """Send one request; return the answer and the milliseconds that it took."""
+    def call(
+        self, method: Callable[..., Any], request: Message, *, timeout_s: float | None = None
+    ) -> tuple[Any, float]:
+        """Send one request by a method of a stub over `channel`.
+
+        Args:
+            method: of the stub.
+            request: its message.
+            timeout_s: None: the client's own.
+
+        Returns:
+            The answer, and the milliseconds that it took.
+
+        Raises:
+            ServerError: one of its kinds; see `asymcir_edge.errors`.
+        """
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
         start_s = time.perf_counter()
         try:
-            response = method(request, timeout=self.timeout_s, metadata=self.metadata)
+            response = method(request, timeout=timeout_s, metadata=self.metadata)
         except grpc.RpcError as exc:
-            raise to_server_error(exc, address=self.address, timeout_s=self.timeout_s) from exc
+            raise to_server_error(exc, address=self.address, timeout_s=timeout_s) from exc
         except ValueError as exc:  # how gRPC says that the channel is closed
             raise RequestRefusedError(f"this client cannot send any more: {exc}") from exc
         return response, (time.perf_counter() - start_s) * 1000.0

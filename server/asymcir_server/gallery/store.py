@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from asymcir_common import BundleError, read_manifest
-from asymcir_common.manifest import GALLERY
+from asymcir_common.manifest import GALLERY, Manifest
 from asymcir_protos.v1 import retrieval_pb2
 from numpy.typing import NDArray
 
@@ -148,6 +148,16 @@ class Gallery:
     def full_version(self) -> str:
         """The snapshot's number, and behind a plus that of the last change made to it: "000003", "000003+17"."""
         return f"{self.version}+{self.change}" if self.change else self.version
+
+    @property
+    def snapshot(self) -> Path:
+        """The snapshot's folder."""
+        return self._snapshot.folder
+
+    @property
+    def manifest(self) -> Manifest:
+        """The snapshot's manifest."""
+        return self._snapshot.manifest
 
     @property
     def delta(self) -> Delta:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from asymcir_server.errors import OverloadedError, UnavailableError
 
 RETRY_AFTER_MS = 100
+SHUTTING_DOWN = "the server is shutting down: ask another one, or again in a moment"
 
 
 class Admission:
@@ -36,7 +37,7 @@ class Admission:
         """
         with self._lock:
             if self._draining:
-                raise UnavailableError("the server is shutting down: ask another one, or again in a moment")
+                raise UnavailableError(SHUTTING_DOWN)
             if self._in_flight >= self._max_in_flight:
                 raise OverloadedError(
                     f"{self._in_flight} requests are in flight, the limit: try again in {RETRY_AFTER_MS} ms",

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from asymcir_server.encode.text_encoder import UNUSABLE, TextEncoder
 from asymcir_server.encode.vectors import l2_normalize, usable_rows
 from asymcir_server.errors import DeadlineError, RequestError, UnavailableError
+from asymcir_server.serve.admission import SHUTTING_DOWN
 
 TARGET_RUN_S = 0.1
 """A run takes about as long at most, if it has more than one prompt."""
 
 _SMOOTHING = 0.2
-_CLOSED = "the server is shutting down: ask another one, or again in a moment"
-_LATE = "the deadline passed while the request waited for its turn"
+LATE = "the deadline passed while the request waited for its turn"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,13 +112,13 @@ class TextBatcher:
         )
         with self._changed:
             if self._closed:
-                raise UnavailableError(_CLOSED)
+                raise UnavailableError(SHUTTING_DOWN)
             self._queue.append(waiting)
             self._changed.notify()
         if not waiting.done.wait(patience_s):
             with self._changed, suppress(ValueError):  # it may be in a run already
                 self._queue.remove(waiting)
-            raise DeadlineError(_LATE)
+            raise DeadlineError(LATE)
         if isinstance(waiting.result, Encoded):
             return waiting.result
         assert waiting.result is not None
@@ -131,7 +131,7 @@ class TextBatcher:
             left, self._queue = self._queue, deque()
             self._changed.notify()
         for waiting in left:
-            waiting.finish(UnavailableError(_CLOSED))
+            waiting.finish(UnavailableError(SHUTTING_DOWN))
         self._thread.join()
 
     def _run(self) -> None:
@@ -202,5 +202,5 @@ def _leaves(waiting: _Waiting) -> bool:
     """Tell a request off whose deadline passed, or whose caller is gone."""
     if waiting.deadline_s > time.monotonic() and not waiting.gone():
         return False
-    waiting.finish(DeadlineError(_LATE))
+    waiting.finish(DeadlineError(LATE))
     return True

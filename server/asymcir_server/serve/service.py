@@ -27,7 +27,7 @@ from asymcir_server.errors import (
 from asymcir_server.gallery import Follower, Gallery, GalleryHolder
 from asymcir_server.gallery.filters import FILTER_LIMITS
 from asymcir_server.serve.admission import Admission
-from asymcir_server.serve.batching import TextBatcher
+from asymcir_server.serve.batching import LATE, TextBatcher
 from asymcir_server.serve.hit_metadata import add_metadata
 from asymcir_server.serve.status import to_status
 
@@ -233,7 +233,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             if timeout_s is not None:
                 patience_s = max(0.0, min(timeout_s - (queued_s - arrived_s), threading.TIMEOUT_MAX))
             if not self._searches.acquire(timeout=patience_s):
-                raise DeadlineError("the deadline passed while the request waited for its turn")
+                raise DeadlineError(LATE)
             stack.callback(self._searches.release)
             encoded_s = time.perf_counter()
             result = gallery.search(

@@ -30,7 +30,7 @@ from asymcir_training.stages.sections import DistilRun
 from asymcir_training.teacher.in_memory import embed_texts
 from PIL import Image
 from tiny_blip import write_blip
-from tiny_foundations import EMBEDDING_WIDTH, WORD_WIDTH, write_clip
+from tiny_foundations import EMBEDDING_WIDTH, WORD_WIDTH, copy_sentence_encoder, write_clip
 from two_processes import run_in_two_processes
 
 VALIDATED = {"R@1", "R@5", "R@10", "R@10 first token", "R@10 mean token", "R@10 reversed"} | {
@@ -100,19 +100,10 @@ def _distil(data: Path, folder: Path, foundation: Path, *more: str) -> DistilRun
     return load_config(DistilRun, folder / "run.toml", more)
 
 
-def _sentence_encoder(bert_folder: Path, folder: Path) -> Path:
-    """Take the BERT tower of a tiny foundation as a sentence encoder's folder."""
-    text = folder / "sentence-encoder"
-    shutil.copytree(bert_folder / "tower", text)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(bert_folder / name, text / name)
-    return text
-
-
 def test_a_foundation_is_aligned_from_a_sentence_encoder_and_can_be_moved(
     data: Path, bert_folder: Path, tmp_path: Path
 ) -> None:
-    text = _sentence_encoder(bert_folder, tmp_path)
+    text = copy_sentence_encoder(bert_folder, tmp_path / "sentence-encoder")
     out = tmp_path / "foundation"
     words = ["train", "foundation", str(data / "captioned.jsonl"), "--text", str(text), "--trunk", "test_efficientnet"]
     words += ["--size", "64", "--batch", "8", "--epochs", "12", "--out", str(out), "--device", "cpu"]
@@ -363,7 +354,7 @@ def test_a_modifier_that_does_not_fit_is_refused_before_the_cache(
 def test_captions_are_embedded_once_and_a_second_run_embeds_none(
     data: Path, bert_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    text = _sentence_encoder(bert_folder, tmp_path)
+    text = copy_sentence_encoder(bert_folder, tmp_path / "sentence-encoder")
     words = ["train", "foundation", str(data / "captioned.jsonl"), "--text", str(text), "--trunk", "test_efficientnet"]
     words += ["--size", "32", "--batch", "8", "--epochs", "0.5", "--device", "cpu", "--set", "data.workers=0"]
     words += [f"data.cache={tmp_path / 'cache'}"]
@@ -388,7 +379,7 @@ def test_a_result_replaces_nothing_but_an_earlier_one(data: Path, clip_folder: P
 
 
 def test_another_start_is_another_foundation(data: Path, bert_folder: Path, tmp_path: Path) -> None:
-    text = _sentence_encoder(bert_folder, tmp_path)
+    text = copy_sentence_encoder(bert_folder, tmp_path / "sentence-encoder")
     words = ["train", "foundation", str(data / "captioned.jsonl"), "--text", str(text), "--trunk", "test_efficientnet"]
     words += ["--batch", "8", "--epochs", "0.5", "--out", str(tmp_path / "f"), "--device", "cpu", "--set"]
     assert main([*words, "data.workers=0", "start.size=32"]) == 0

@@ -46,13 +46,13 @@ def render_page(summary: Summary) -> str:
 
 
 def _facts(summary: Summary) -> list[tuple[str, ...]]:
-    found, properties = summary.properties, summary.properties
+    properties = summary.properties
     added, removed, updated = summary.changes
     facts = [
         ("snapshot", summary.version),
         ("pictures", f"{summary.size:,}"),
-        ("target", f"{found['target']}, {found['embedding_width']} wide"),
-        ("index", f"{found['index_kind']}, recall@10 {float(found['index_recall_at_10']):.4f}"),
+        ("target", f"{properties['target']}, {properties['embedding_width']} wide"),
+        ("index", f"{properties['index_kind']}, recall@10 {float(properties['index_recall_at_10']):.4f}"),
     ]
     if any(summary.changes):
         facts.append(("changes", f"{added:,} added, {removed:,} removed, {updated:,} with other metadata"))
@@ -62,7 +62,7 @@ def _facts(summary: Summary) -> list[tuple[str, ...]]:
         facts.append(("thumbnails", f"{properties['thumbnail_side']} pixels"))
     columns = ", ".join(f"{key} ({kind})" for key, kind in summary.columns.items())
     facts.append(("columns", columns or "none"))
-    return [*facts, ("space", str(found["target_space"]))]
+    return [*facts, ("space", str(properties["target_space"]))]
 
 
 def _index(summary: Summary) -> Iterable[str]:

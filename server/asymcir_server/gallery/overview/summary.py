@@ -1,4 +1,4 @@
-"""What the page of a gallery shows, gathered from the current snapshot in memory that does not grow with it.
+"""What the page of a gallery shows, gathered from its snapshot in memory that does not grow with it.
 
 Notation: n pictures of the sample, E joint-embedding width.
 """
@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from asymcir_common import read_manifest
-from asymcir_common.manifest import GALLERY
 from numpy.typing import NDArray
 
 from asymcir_server.gallery.history import SnapshotRecord, list_snapshots
 from asymcir_server.gallery.metadata import METADATA_NAME, MetadataReader
-from asymcir_server.gallery.snapshots import current_snapshot
 from asymcir_server.gallery.sources.duplicates import DUPLICATES_NAME
 from asymcir_server.gallery.sources.reporting import QUARANTINE_NAME
 from asymcir_server.gallery.store import Gallery
@@ -99,30 +96,23 @@ class Summary:
     quarantined: Listing
 
 
-def summarise(folder: Path) -> Summary:
-    """Gather what a gallery's current snapshot holds.
-
-    Raises:
-        BundleError: no gallery, or a damaged one.
-    """
-    with closing(Gallery.open(folder)) as gallery:
-        snapshot = current_snapshot(folder)
-        manifest = read_manifest(snapshot, format=GALLERY, sampled=True)
-        points, explained = _draw_map(gallery, snapshot)
-        return Summary(
-            folder=folder.resolve().name,
-            version=gallery.full_version,
-            properties=manifest.properties,
-            size=gallery.size,
-            changes=gallery.describe_changes(),
-            columns={column.key: str(column.type) for column in gallery.columns.by_key.values()},
-            files={name: entry.size_bytes for name, entry in sorted(manifest.files.items())},
-            snapshots=list_snapshots(folder),
-            explained=explained,
-            points=points,
-            duplicates=_read_lines(snapshot / DUPLICATES_NAME, "kind"),
-            quarantined=_read_lines(snapshot / QUARANTINE_NAME, "reason"),
-        )
+def summarise(gallery: Gallery) -> Summary:
+    """Gather what an open gallery holds."""
+    points, explained = _draw_map(gallery)
+    return Summary(
+        folder=gallery.folder.resolve().name,
+        version=gallery.full_version,
+        properties=gallery.manifest.properties,
+        size=gallery.size,
+        changes=gallery.describe_changes(),
+        columns={column.key: str(column.type) for column in gallery.columns.by_key.values()},
+        files={name: entry.size_bytes for name, entry in sorted(gallery.manifest.files.items())},
+        snapshots=list_snapshots(gallery.folder),
+        explained=explained,
+        points=points,
+        duplicates=_read_lines(gallery.snapshot / DUPLICATES_NAME, "kind"),
+        quarantined=_read_lines(gallery.snapshot / QUARANTINE_NAME, "reason"),
+    )
 
 
 def project(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
@@ -143,10 +133,10 @@ def project(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
     return places, float(values[-2:].sum()) / total if total > 0.0 else 0.0
 
 
-def _draw_map(gallery: Gallery, snapshot: Path) -> tuple[list[MapPoint], float]:
-    vectors = np.load(snapshot / VECTORS_NAME, mmap_mode="r")
+def _draw_map(gallery: Gallery) -> tuple[list[MapPoint], float]:
+    vectors = np.load(gallery.snapshot / VECTORS_NAME, mmap_mode="r")
     rows = np.linspace(0, len(vectors) - 1, min(MAP_POINTS, len(vectors))).astype(np.int64)
-    with closing(MetadataReader(snapshot / METADATA_NAME)) as reader:
+    with closing(MetadataReader(gallery.snapshot / METADATA_NAME)) as reader:
         names = reader.ids(rows.tolist())
     places, explained = project(np.asarray(vectors[rows]))
     shown = set(np.linspace(0, len(rows) - 1, min(MAP_THUMBNAILS, len(rows))).astype(int).tolist())

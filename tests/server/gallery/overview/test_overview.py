@@ -11,7 +11,7 @@ from asymcir_common import BundleError
 from asymcir_edge.cli import main
 from asymcir_server import Gallery, ServerBundle, build_gallery
 from asymcir_server.gallery import BuildConfig, IndexConfig
-from asymcir_server.gallery.overview import GateCounter, render_page, summarise
+from asymcir_server.gallery.overview import GateCounter, Summary, render_page, summarise
 from asymcir_server.gallery.overview.summary import project
 from PIL import Image
 from tiny_server_bundle import TinyModel, write_tiny_bundle
@@ -40,6 +40,11 @@ def gallery(tmp_path_factory: pytest.TempPathFactory, model: TinyModel) -> Path:
     index = IndexConfig(kind="ivf-sq8", recall=0.9)
     build_gallery(root / "pictures", bundle, root / "shop", config=BuildConfig(thumbnail_side=4, index=index))
     return root / "shop"
+
+
+def _summarise(folder: Path) -> Summary:
+    with closing(Gallery.open(folder)) as opened:
+        return summarise(opened)
 
 
 def test_gates_are_counted_as_numpy_counts_them() -> None:
@@ -85,7 +90,7 @@ def test_equal_vectors_are_one_place() -> None:
 
 
 def test_the_page_says_what_the_gallery_holds(gallery: Path, model: TinyModel) -> None:
-    summary = summarise(gallery)
+    summary = _summarise(gallery)
     assert (summary.size, summary.folder, summary.version) == (SIZE, "shop", "000001")
     assert (summary.duplicates.total, summary.duplicates.kinds) == (1, {"exact": 1})
     assert sorted(summary.duplicates.first[0]["ids"]) == ["00.png", "copy.png"]
@@ -98,7 +103,7 @@ def test_the_page_says_what_the_gallery_holds(gallery: Path, model: TinyModel) -
 
 
 def test_a_change_is_shown_and_names_are_escaped(gallery: Path) -> None:
-    summary = summarise(gallery)
+    summary = _summarise(gallery)
     point = summary.points[0]
     nasty = type(point)(identity=NASTY, x=point.x, y=point.y, thumbnail=None)
     page = render_page(
@@ -113,7 +118,7 @@ def test_a_change_is_shown_and_names_are_escaped(gallery: Path) -> None:
 
 
 def test_the_build_counts_the_gates_of_its_union_head(gallery: Path, model: TinyModel) -> None:
-    gates = summarise(gallery).properties["gates"]
+    gates = _summarise(gallery).properties["gates"]
     with closing(Gallery.open(gallery)) as opened:
         assert opened.target == "union"
     assert gates["pictures"] == SIZE - 1  # the copy is not encoded
@@ -126,7 +131,7 @@ def test_the_command_writes_the_page(gallery: Path, tmp_path: Path, capsys: pyte
     assert str(page) in capsys.readouterr().out
     assert "Recall and time" in page.read_text(encoding="utf-8")
     with pytest.raises(BundleError, match="no gallery"):
-        summarise(tmp_path / "absent")
+        _summarise(tmp_path / "absent")
 
 
 class _Checker(html.parser.HTMLParser):
