@@ -167,7 +167,8 @@ def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         action="append",
         required=True,
         metavar="[NAME=]FOLDER",
-        help="a gallery's folder; repeatable, the first answers where a request names none (NAME: the folder's)",
+        help="a gallery's folder; repeatable, the first answers where a request names none (NAME: the folder's). "
+        "NAME+=FOLDER adds a shard: a gallery of the same space that is searched together with NAME's",
     )
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
@@ -394,24 +395,34 @@ def run_serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def parse_galleries(values: list[str]) -> dict[str, Path]:
-    """Read `[NAME=]FOLDER` arguments.
+def parse_galleries(values: list[str]) -> dict[str, "Path | list[Path]"]:
+    """Read `[NAME=]FOLDER` and `NAME+=FOLDER` arguments: name -> folder, or the folders of its shards.
 
     Raises:
-        ListenError: a name is given twice.
+        ListenError: a name is given twice, or a shard is added to a gallery that was not named before it.
     """
     from asymcir_server.errors import ListenError
 
-    folders: dict[str, Path] = {}
+    found: dict[str, Path | list[Path]] = {}
     for value in values:
-        named = re.fullmatch(r"([A-Za-z0-9._-]+)=(.+)", value)
+        named = re.fullmatch(r"([A-Za-z0-9._-]+)(\+?)=(.+)", value)
         if not value.strip():
             raise ListenError("expected --gallery [NAME=]FOLDER, got an empty text")
-        path = Path(named[2] if named else value)
+        path = Path(named[3] if named else value)
         name = named[1] if named else path.resolve().name
-        if name in folders:
+        if named and named[2]:
+            if name not in found:
+                raise ListenError(
+                    f"--gallery {value} adds a shard to a gallery that is not there yet: name its first shard before, "
+                    f"as in --gallery {name}=FOLDER"
+                )
+            held = found[name]
+            found[name] = [*([held] if isinstance(held, Path) else held), path]
+        elif name in found:
             raise ListenError(
-                f"two galleries are named {name}: give one a name of its own, as in --gallery other={path}"
+                f"two galleries are named {name}: give one a name of its own, as in --gallery other={path}, or make it "
+                f"a shard of the other, as in --gallery {name}+={path}"
             )
-        folders[name] = path
-    return folders
+        else:
+            found[name] = path
+    return found

@@ -57,9 +57,15 @@ class Expected:
 
 
 def write_gallery(
-    folder: Path, metadata: list[dict[str, Any]], *, kind: str = "exact", seed: int = 1, target_space: str = "space"
+    folder: Path,
+    metadata: list[dict[str, Any]],
+    *,
+    kind: str = "exact",
+    seed: int = 1,
+    target_space: str = "space",
+    first: int = 0,
 ) -> Expected:
-    """Write snapshot 000001 of pictures p0, p1, ... and make it the current one."""
+    """Write snapshot 000001 of pictures p0, p1, ... (from another first number) and make it the current one."""
     vectors = unit_rows(len(metadata), seed)
     snapshot = folder / "snapshots/000001"
     snapshot.mkdir(parents=True)
@@ -69,7 +75,7 @@ def write_gallery(
     table = MetadataWriter(snapshot / METADATA_NAME)
     for row, record in enumerate(metadata):
         digest = hashlib.sha256(vectors[row].tobytes()).digest()
-        table.add(row, f"p{row}", record, item=read_item(record, "item"), digest=digest)
+        table.add(row, f"p{first + row}", record, item=read_item(record, "item"), digest=digest)
     properties = {
         "version": "000001", "target": "union", "target_space": target_space, "size": len(metadata),
         "items": table.finish(), "embedding_width": WIDTH, "encoder": ENCODER,
@@ -79,6 +85,6 @@ def write_gallery(
     write_manifest(snapshot, format=GALLERY, properties=properties)
     write_atomically(folder / "CURRENT", "000001\n")
     return Expected(
-        vectors={f"p{row}": vector for row, vector in enumerate(vectors)},
-        metadata={f"p{row}": dict(record) for row, record in enumerate(metadata)},
+        vectors={f"p{first + row}": vector for row, vector in enumerate(vectors)},
+        metadata={f"p{first + row}": dict(record) for row, record in enumerate(metadata)},
     )

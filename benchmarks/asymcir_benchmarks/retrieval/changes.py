@@ -30,7 +30,7 @@ from asymcir_common.files import write_atomically
 from asymcir_common.manifest import GALLERY
 from asymcir_protos import parse_filter
 from asymcir_server import Gallery
-from asymcir_server.gallery import Follower, GalleryHolder, compact_gallery, edit_gallery
+from asymcir_server.gallery import AnyGallery, Follower, GalleryHolder, compact_gallery, edit_gallery
 from asymcir_server.gallery.changes.following import FollowThread
 from asymcir_server.gallery.changes.table import NewPicture
 from asymcir_server.gallery.history import rollback
@@ -187,11 +187,11 @@ def measure(folder: Path, rounds: int, *, merge: bool = True) -> dict[str, float
 
 def _run_writer(folder: Path, action: str, holder: GalleryHolder) -> tuple[dict[str, float], float]:
     """Run the writer's process; returns its times, and when the follower's gallery had the change."""
-    change = holder.current.change
+    version = holder.current.full_version
     command = [sys.executable, "-m", "asymcir_benchmarks.retrieval.changes", "--work", str(folder), "--write", action]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         deadline_s = time.monotonic() + _WAIT_S
-        while holder.current.change == change and time.monotonic() < deadline_s and process.poll() in (None, 0):
+        while holder.current.full_version == version and time.monotonic() < deadline_s and process.poll() in (None, 0):
             time.sleep(0.005)
         seen = time.time()
         output = process.communicate()[0]
@@ -200,7 +200,7 @@ def _run_writer(folder: Path, action: str, holder: GalleryHolder) -> tuple[dict[
 
 
 def _time_searches(
-    query: NDArray[np.float32], plain: Gallery, changed: Gallery, options: dict[str, Any]
+    query: NDArray[np.float32], plain: Gallery, changed: AnyGallery, options: dict[str, Any]
 ) -> tuple[float, float]:
     """Return the median milliseconds of one search without and with changes, query by query in turn."""
     times: tuple[list[float], list[float]] = ([], [])

@@ -5,8 +5,9 @@ from asymcir_server.gallery.changes.adding import AddConfig, AddReport, add_pict
 from asymcir_server.gallery.changes.compaction import CompactReport, compact_gallery
 from asymcir_server.gallery.changes.editor import Editor, UpdateReport, edit_gallery
 from asymcir_server.gallery.changes.following import Follower
-from asymcir_server.gallery.changes.holder import GalleryHolder
+from asymcir_server.gallery.changes.holder import AnyGallery, GalleryHolder
 from asymcir_server.gallery.indexes import IndexConfig
+from asymcir_server.gallery.shards import ShardedGallery
 from asymcir_server.gallery.sources.entries import open_source
 from asymcir_server.gallery.sources.reporting import BuildReport
 from asymcir_server.gallery.store import Gallery, SearchResult
@@ -14,6 +15,7 @@ from asymcir_server.gallery.store import Gallery, SearchResult
 __all__ = [
     "AddConfig",
     "AddReport",
+    "AnyGallery",
     "BuildConfig",
     "BuildReport",
     "CompactReport",
@@ -23,6 +25,7 @@ __all__ = [
     "GalleryHolder",
     "IndexConfig",
     "SearchResult",
+    "ShardedGallery",
     "UpdateReport",
     "add_pictures",
     "build_gallery",

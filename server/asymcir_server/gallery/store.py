@@ -205,6 +205,10 @@ class Gallery:
             return self
         return Gallery(self.folder, self._snapshot.folder, shares=self, delta=delta)
 
+    def reopened(self) -> "Gallery":
+        """Return the same gallery once more, to be closed by itself; both share the files."""
+        return Gallery(self.folder, self._snapshot.folder, shares=self, delta=self._delta)
+
     @classmethod
     def open(cls, folder: Path, target_spaces: Mapping[str, str] | None = None) -> "Gallery":
         """Open a gallery's current snapshot.
@@ -237,6 +241,7 @@ class Gallery:
         *,
         where: retrieval_pb2.Filter | None = None,
         every_picture: bool = False,
+        columns: Columns | None = None,
     ) -> SearchResult:
         """Search through the index: exactly, or to the recall that `index_recall_at_10` says.
 
@@ -247,6 +252,8 @@ class Gallery:
             where: answer only pictures whose metadata satisfy this filter.
             every_picture: answer every picture by itself. Otherwise, where pictures name items, an item is answered
                 once, by its best picture, and top_k counts items.
+            columns: what the filter is checked against, where this gallery is one shard of several; a key that only
+                other shards have is one that no picture here has. None: its own.
 
         Raises:
             RequestError: query is not [b, E], top_k is not above 0, or the filter cannot be applied.
@@ -257,7 +264,7 @@ class Gallery:
             raise RequestError(f"expected top_k above 0, got {top_k}")
         if isinstance(excluded_ids, str):
             raise RequestError(f"expected a list of excluded ids, got the text {excluded_ids!r}")
-        selection = None if where is None else self._selections.select(where)
+        selection = None if where is None else self._selections.select(where, columns)
         if selection is not None and len(selection) == self.size:
             selection = None
         excluded = self._find_excluded(list(dict.fromkeys(excluded_ids)))

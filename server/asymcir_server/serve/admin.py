@@ -12,8 +12,8 @@ from asymcir_common.places.rules import check_id
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
 
 from asymcir_server.encode.bundle import ServerBundle
-from asymcir_server.errors import OverloadedError, RequestError, UnavailableError
-from asymcir_server.gallery import AddConfig, Editor, compact_gallery, edit_gallery
+from asymcir_server.errors import GalleryBuildError, OverloadedError, RequestError, UnavailableError
+from asymcir_server.gallery import AddConfig, Editor, Gallery, ShardedGallery, compact_gallery, edit_gallery
 from asymcir_server.gallery.changes.adding import Adder, Encoder, KnownPictures
 from asymcir_server.gallery.changes.editor import ADDED, REJECTED, REPLACED, UNCHANGED, Outcome
 from asymcir_server.gallery.changes.updates import parse_update_keys
@@ -125,7 +125,7 @@ class GalleryAdminService(retrieval_pb2_grpc.GalleryAdminServicer):
         with self._call(context):
             if request.index_kind and request.index_kind not in (*KINDS, "auto"):
                 raise RequestError(f"expected an index kind of auto, {', '.join(KINDS)}, got {request.index_kind!r}")
-            with self._service.lease_gallery(request.gallery) as (_name, gallery):
+            with self._lease(request.gallery) as gallery:
                 report = compact_gallery(
                     gallery.folder, index=request.index_kind or None, wait_s=_patience_s(context), opened=gallery
                 )
@@ -168,9 +168,19 @@ class GalleryAdminService(retrieval_pb2_grpc.GalleryAdminServicer):
             raise UnavailableError("the server is shutting down: what it has not acknowledged may be sent again")
 
     @contextlib.contextmanager
+    def _lease(self, name: str) -> Iterator[Gallery]:
+        with self._service.lease_gallery(name) as (found, gallery):
+            if isinstance(gallery, ShardedGallery):
+                raise GalleryBuildError(
+                    f"the gallery {found} is in {len(gallery.shards)} shards: change the shard that a picture belongs "
+                    "to, with `asymcir gallery add` and its like; this server finds the change by itself"
+                )
+            yield gallery
+
+    @contextlib.contextmanager
     def _editing(self, name: str, context: grpc.ServicerContext) -> Iterator[Editor]:
         with (
-            self._service.lease_gallery(name) as (_name, gallery),
+            self._lease(name) as gallery,
             edit_gallery(gallery.folder, "serve --admin", opened=gallery, wait_s=_patience_s(context)) as editor,
         ):
             yield editor

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from asymcir_server.encode.bundle import ServerBundle
 from asymcir_server.errors import ListenError
-from asymcir_server.gallery import Gallery, GalleryHolder
+from asymcir_server.gallery import AnyGallery, Gallery, GalleryHolder, ShardedGallery
 from asymcir_server.gallery.changes.following import FollowThread
 from asymcir_server.serve.admin import MAX_PICTURE_MESSAGE_BYTES, GalleryAdminService
 from asymcir_server.serve.http import HttpConfig, HttpServer
@@ -104,7 +104,7 @@ class RetrievalServer:
     def __init__(
         self,
         bundle: ServerBundle,
-        galleries: Mapping[str, Gallery | GalleryHolder],
+        galleries: Mapping[str, AnyGallery | GalleryHolder],
         config: ServerConfig | None = None,
     ) -> None:
         """Prepare; nothing listens yet.
@@ -219,7 +219,7 @@ class RetrievalServer:
 
 def serve(
     bundle_folder: Path,
-    gallery_folders: Mapping[str, Path],
+    gallery_folders: Mapping[str, Path | Sequence[Path]],
     config: ServerConfig,
     *,
     threads: int = 0,
@@ -230,7 +230,7 @@ def serve(
 
     Args:
         bundle_folder: the server bundle.
-        gallery_folders: name -> gallery.
+        gallery_folders: name -> gallery, or the shards that make one.
         config: where and how.
         threads: threads inside one ONNX operator; 0: ONNX Runtime decides.
         port_file: written with the port once the server is ready, removed at the end.
@@ -250,7 +250,11 @@ def serve(
         _probe(config.host, config.port)  # before a large bundle is hashed for nothing
         bundle = ServerBundle.load(bundle_folder, threads=threads)
         for name, folder in gallery_folders.items():
-            galleries[name] = GalleryHolder(Gallery.open(folder, bundle.target_spaces))
+            galleries[name] = GalleryHolder(
+                Gallery.open(folder, bundle.target_spaces)
+                if isinstance(folder, Path)
+                else ShardedGallery.open(folder, bundle.target_spaces)
+            )
         server = RetrievalServer(bundle, galleries, config)
         try:
             server.start()

@@ -24,7 +24,7 @@ from asymcir_server.errors import (
     RequestError,
     SpaceMismatchError,
 )
-from asymcir_server.gallery import Follower, Gallery, GalleryHolder
+from asymcir_server.gallery import AnyGallery, Follower, Gallery, GalleryHolder, ShardedGallery
 from asymcir_server.gallery.filters import FILTER_LIMITS
 from asymcir_server.serve.admission import Admission
 from asymcir_server.serve.batching import LATE, TextBatcher
@@ -91,7 +91,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
     def __init__(
         self,
         bundle: ServerBundle,
-        galleries: Mapping[str, Gallery | GalleryHolder],
+        galleries: Mapping[str, AnyGallery | GalleryHolder],
         limits: ServiceLimits | None = None,
     ) -> None:
         """Open the text tower.
@@ -117,7 +117,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
         self.followers = {
             name: Follower(holder, bundle.target_spaces)
             for name, holder in self.holders.items()
-            if isinstance(holder.current, Gallery)
+            if isinstance(holder.current, Gallery | ShardedGallery)
         }
         self.limits = limits or ServiceLimits()
         self.admission = Admission(max_in_flight=self.limits.max_in_flight)
@@ -146,7 +146,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             galleries = {name: stack.enter_context(holder.lease()) for name, holder in self.holders.items()}
             return self._describe(galleries)
 
-    def _describe(self, galleries: Mapping[str, Gallery]) -> retrieval_pb2.DescribeResponse:
+    def _describe(self, galleries: Mapping[str, AnyGallery]) -> retrieval_pb2.DescribeResponse:
         return retrieval_pb2.DescribeResponse(
             server_version=self._version,
             word_space=self._bundle.word_space,
@@ -219,7 +219,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
         self,
         request: retrieval_pb2.SearchRequest,
         name: str,
-        gallery: Gallery,
+        gallery: AnyGallery,
         timeout_s: float | None,
         gone: Callable[[], bool] | None,
     ) -> retrieval_pb2.SearchResponse:
@@ -272,7 +272,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
         return response
 
     @contextmanager
-    def lease_gallery(self, name: str) -> Iterator[tuple[str, Gallery]]:
+    def lease_gallery(self, name: str) -> Iterator[tuple[str, AnyGallery]]:
         """Give the gallery of a request, the same one until the request ends, whatever replaces it meanwhile."""
         name = name or next(iter(self.holders))
         if name not in self.holders:
@@ -280,7 +280,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
         with self.holders[name].lease() as gallery:
             yield name, gallery
 
-    def _check(self, request: retrieval_pb2.SearchRequest, gallery: Gallery) -> None:
+    def _check(self, request: retrieval_pb2.SearchRequest, gallery: AnyGallery) -> None:
         """Refuse what cannot be answered, cheapest check first, before it waits in the queue."""
         limits = self.limits
         if not request.word_space:

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -11,6 +12,7 @@ from asymcir_common import AsymcirError
 
 from asymcir_server.gallery.changes.holder import GalleryHolder
 from asymcir_server.gallery.changes.table import digest_base, mark_base
+from asymcir_server.gallery.shards import ShardedGallery
 from asymcir_server.gallery.snapshots import current_snapshot
 from asymcir_server.gallery.store import Gallery
 
@@ -28,53 +30,69 @@ class Follower:
         """Prepare.
 
         Args:
-            holder: with a gallery that was opened from its folder.
+            holder: with a gallery that was opened from its folder, or from those of its shards.
             target_spaces: target type -> space that a snapshot may be of; None: any.
         """
         self.holder = holder
         self._target_spaces = target_spaces
         self._lock = threading.Lock()
-        self._failed: tuple[object, float] | None = None
-        self._said = ""
+        self._failed: dict[Path, tuple[object, float]] = {}
+        self._said: dict[Path, str] = {}
 
     def refresh(self) -> bool:
         """Look once, and let what is new answer.
 
         What cannot be opened (a damaged snapshot, another space, a folder that is gone) is logged, and the gallery that
-        answers goes on.
+        answers goes on; of a gallery in shards, that shard.
 
         Returns:
             Whether something new answers.
         """
         with self._lock:
             before = self.holder.current
-            try:
-                newer = self._find_newer(before)
-            except (AsymcirError, OSError) as exc:
-                if str(exc) != self._said:
-                    self._said = str(exc)
-                    _log.warning("the gallery %s stays at %s: %s", before.folder, before.full_version, exc)
-                return False
-            self._said = ""
-            if newer is before:
-                return False
+            newer: Gallery | ShardedGallery
+            if isinstance(before, ShardedGallery):
+                spaces = {before.target: before.target_space}
+                shards = [self._look(shard, spaces) for shard in before.shards]
+                if all(newer is shard for newer, shard in zip(shards, before.shards, strict=True)):
+                    return False
+                # What stays is opened once more, since the gallery that is replaced closes its own.
+                newer = ShardedGallery([shard.reopened() if shard in before.shards else shard for shard in shards])
+            else:
+                newer = self._look(before, self._target_spaces)
+                if newer is before:
+                    return False
             self.holder.replace(newer)
-            if newer.version != before.version:
-                _log.info("the gallery %s answers from snapshot %s", before.folder, newer.full_version)
             return True
 
-    def _find_newer(self, gallery: Gallery) -> Gallery:
+    def _look(self, before: Gallery, target_spaces: Mapping[str, str] | None) -> Gallery:
+        """Return what is on disk now, or the gallery itself where nothing is new or it cannot be opened."""
+        folder = before.folder
+        try:
+            newer = self._find_newer(before, target_spaces)
+        except (AsymcirError, OSError) as exc:
+            if str(exc) != self._said.get(folder):
+                self._said[folder] = str(exc)
+                _log.warning("the gallery %s stays at %s: %s", folder, before.full_version, exc)
+            return before
+        self._said.pop(folder, None)
+        if newer.version != before.version:
+            _log.info("the gallery %s answers from snapshot %s", folder, newer.full_version)
+        return newer
+
+    def _find_newer(self, gallery: Gallery, target_spaces: Mapping[str, str] | None) -> Gallery:
         snapshot = current_snapshot(gallery.folder)
         mark = mark_base(snapshot)
         same = snapshot.name == gallery.version and (
             mark == gallery.mark or digest_base(snapshot) == gallery.identity  # copied back, say
         )
-        if same or (self._failed is not None and self._failed[0] == mark and time.monotonic() < self._failed[1]):
+        failed = self._failed.get(gallery.folder)
+        if same or (failed is not None and failed[0] == mark and time.monotonic() < failed[1]):
             return gallery.refreshed()
         try:
-            newer = Gallery.open(gallery.folder, self._target_spaces)
+            newer = Gallery.open(gallery.folder, target_spaces)
         except AsymcirError:
-            self._failed = (mark, time.monotonic() + _RETRY_S)
+            self._failed[gallery.folder] = (mark, time.monotonic() + _RETRY_S)
             raise
         newer.search(np.ones((1, newer.embedding_width), np.float32), 1)  # its first pages, before a caller waits
         return newer

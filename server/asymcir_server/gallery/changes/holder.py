@@ -4,7 +4,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from asymcir_server.gallery.shards import ShardedGallery
 from asymcir_server.gallery.store import Gallery
+
+AnyGallery = Gallery | ShardedGallery
 
 
 class GalleryHolder:
@@ -13,7 +16,7 @@ class GalleryHolder:
     A gallery that was replaced is closed when the last request that uses it has ended.
     """
 
-    def __init__(self, gallery: Gallery, *, owned: bool = True) -> None:
+    def __init__(self, gallery: AnyGallery, *, owned: bool = True) -> None:
         """Begin with one.
 
         Args:
@@ -23,16 +26,16 @@ class GalleryHolder:
         self._lock = threading.Lock()
         self._gallery = gallery
         self._leases: dict[int, int] = {}
-        self._waiting: dict[int, Gallery] = {}  # replaced, and still in use
+        self._waiting: dict[int, AnyGallery] = {}  # replaced, and still in use
         self._kept = None if owned else gallery
 
     @property
-    def current(self) -> Gallery:
+    def current(self) -> AnyGallery:
         """The gallery that answers now; it may be closed at any time, so search it under a lease only."""
         return self._gallery
 
     @contextmanager
-    def lease(self) -> Iterator[Gallery]:
+    def lease(self) -> Iterator[AnyGallery]:
         """Give the gallery that answers now, and keep it open for the block."""
         with self._lock:
             gallery = self._gallery
@@ -49,7 +52,7 @@ class GalleryHolder:
                     ended = None
             self._close(ended)
 
-    def replace(self, gallery: Gallery) -> None:
+    def replace(self, gallery: AnyGallery) -> None:
         """Let another gallery answer the requests that begin from now on."""
         with self._lock:
             before, self._gallery = self._gallery, gallery
@@ -62,6 +65,6 @@ class GalleryHolder:
         """Close the gallery that answers; call it when no request is under way."""
         self._close(self._gallery)
 
-    def _close(self, gallery: Gallery | None) -> None:
+    def _close(self, gallery: AnyGallery | None) -> None:
         if gallery is not None and gallery is not self._kept:
             gallery.close()

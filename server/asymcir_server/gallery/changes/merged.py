@@ -183,19 +183,24 @@ class MergedSelections:
             counter.add(record.metadata)
         return widen_columns(self._selections.columns, counter)
 
-    def select(self, message: retrieval_pb2.Filter) -> NDArray[np.int64]:
+    def select(self, message: retrieval_pb2.Filter, columns: Columns | None = None) -> NDArray[np.int64]:
         """Return the rows that satisfy a filter: [n], sorted, not to be written to.
+
+        Args:
+            message: the filter.
+            columns: what it is checked against, where other shards widen the columns of this one.
 
         Raises:
             RequestError: see `translate`.
         """
-        condition, parameters = translate(message, self.columns)
+        checked = columns or self.columns
+        condition, parameters = translate(message, checked, self.columns)
         key = message.SerializeToString(deterministic=True)
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        rows = self._selections.select(message, self.columns)
+        rows = self._selections.select(message, checked)
         if self._delta.removed is not None:
             rows = self._delta.removed.drop_from(rows)
         if self._delta.updated:

@@ -173,6 +173,25 @@ def widen_columns(columns: Columns, counter: KeyCounter) -> Columns:
     return Columns(by_key=by_key, passed_over=frozenset(passed_over))
 
 
+def join_columns(parts: Sequence[Columns]) -> Columns:
+    """Return what several galleries can be filtered by together: a key of any of them, unless one has no column for it.
+
+    Args:
+        parts: at least one; their order gives that of the keys.
+    """
+    passed_over = frozenset[str]().union(*(part.passed_over for part in parts))
+    kinds: dict[str, set[str]] = {}
+    for part in parts:
+        for column in part.by_key.values():
+            kinds.setdefault(column.key, set()).add(column.type)
+    keys = [key for key in kinds if key not in passed_over]
+    return Columns(
+        by_key={key: Column(position=n, key=key, type=_column_type(kinds[key])) for n, key in enumerate(keys)},
+        passed_over=passed_over,
+        built=all(part.built for part in parts),
+    )
+
+
 def read_columns(connection: sqlite3.Connection) -> Columns:
     """Read what a snapshot can be filtered by; one of before there were columns has none."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
