@@ -8,6 +8,9 @@ another, against FAISS's exact search; a peer takes the least effort that reache
 of its own, which searches one query at a time on one thread. Times are processor time of that process, which other
 work on the machine lengthens least, with the median of the wall clock beside them; memory is what the process gains,
 split into its own and that of mapped files. Searches run in rounds, subject after subject; published are medians.
+
+Vectors and indexes that are in the working folder are used again, with the times that their build took: so a run that
+was interrupted goes on. Remove the folder to measure everything anew.
 """
 
 import argparse
@@ -22,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from asymcir_common import AsymcirError, write_manifest
 from asymcir_common.arguments import ArgumentParser
+from asymcir_common.files import write_atomically
 from asymcir_common.manifest import GALLERY
 from asymcir_server.gallery.indexes import INDEX_NAME, KINDS, IndexConfig, build_index
 from asymcir_server.gallery.indexes.exact import ReadOnlyIndex
@@ -82,7 +86,7 @@ def measure(folder: Path, count: int, width: int, subjects: Sequence[str]) -> di
     """Build and measure some subjects over one set of vectors.
 
     Args:
-        folder: for the vectors and the indexes; vectors that are there are used again.
+        folder: for the vectors and the indexes; what is there is used again.
         count: N.
         width: E.
         subjects: of KINDS and PEERS.
@@ -95,35 +99,45 @@ def measure(folder: Path, count: int, width: int, subjects: Sequence[str]) -> di
     _prepare(folder, count, width)
     figures: dict[str, float] = {f"{size}, vectors": float(count)}
     for subject in subjects:
-        path = folder / subject
-        path.mkdir(exist_ok=True)
-        wall_s, processor_s = time.perf_counter(), time.process_time()
-        if subject in KINDS:
-            (path / "vectors.npy").unlink(missing_ok=True)
-            (path / "vectors.npy").hardlink_to(folder / "vectors.npy")
-            (path / INDEX_NAME).unlink(missing_ok=True)
-            properties = build_index(
-                path / "vectors.npy",
-                path / INDEX_NAME,
-                IndexConfig(kind=subject, recall=RECALL, recall_queries=folder / "tuning.npy"),
-            )
-            built_s = time.perf_counter() - wall_s, time.process_time() - processor_s
-            (path / "manifest.json").unlink(missing_ok=True)
-            write_manifest(path, format=GALLERY, properties=properties, sampled=True)
-        else:
-            build_peer(subject, folder / "vectors.npy", path / INDEX_NAME)
-            built_s = time.perf_counter() - wall_s, time.process_time() - processor_s
-        figures |= {f"{size}, {subject}, build, s": built_s[0], f"{size}, {subject}, build, processor s": built_s[1]}
-        if subject in KINDS:
-            probes = properties["index"].get("effort", {}).get("probes", 0)
-            figures[f"{size}, {subject}, search effort, probes"] = float(probes)
-        _LOG.info("%s, %s: built in %.1f s", size, subject, built_s[0])
+        built = _build(subject, folder)
+        figures |= {f"{size}, {subject}, {name}": value for name, value in built.items()}
+        _LOG.info("%s, %s: built in %.1f s", size, subject, built["build, s"])
     rounds = [{subject: measure_subject(subject, folder, RECALL) for subject in subjects} for _ in range(ROUNDS)]
     for subject in subjects:
         found = {name: float(np.median([one[subject][name] for one in rounds])) for name in rounds[0][subject]}
         figures |= {f"{size}, {subject}, {name}": value for name, value in found.items()}
         _LOG.info("%s, %s: %s", size, subject, {name: round(value, 4) for name, value in found.items()})
     return {name: round(value, 5) for name, value in figures.items()}
+
+
+def _build(subject: str, folder: Path) -> dict[str, float]:
+    """Build one subject over the vectors of a folder and return what it took; one that is there is not built again."""
+    path = folder / subject
+    done = path / "built.json"
+    if done.is_file():
+        known: dict[str, float] = json.loads(done.read_text(encoding="utf-8"))
+        return known
+    path.mkdir(exist_ok=True)
+    wall_s, processor_s = time.perf_counter(), time.process_time()
+    probes: dict[str, float] = {}
+    if subject in KINDS:
+        (path / "vectors.npy").unlink(missing_ok=True)
+        (path / "vectors.npy").hardlink_to(folder / "vectors.npy")
+        (path / INDEX_NAME).unlink(missing_ok=True)
+        properties = build_index(
+            path / "vectors.npy",
+            path / INDEX_NAME,
+            IndexConfig(kind=subject, recall=RECALL, recall_queries=folder / "tuning.npy"),
+        )
+        probes = {"search effort, probes": float(properties["index"].get("effort", {}).get("probes", 0))}
+    else:
+        build_peer(subject, folder / "vectors.npy", path / INDEX_NAME)
+    taken = {"build, s": time.perf_counter() - wall_s, "build, processor s": time.process_time() - processor_s}
+    if subject in KINDS:
+        (path / "manifest.json").unlink(missing_ok=True)
+        write_manifest(path, format=GALLERY, properties=properties, sampled=True)
+    write_atomically(done, json.dumps(taken | probes))
+    return taken | probes
 
 
 def _prepare(folder: Path, count: int, width: int) -> None:
