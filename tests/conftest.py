@@ -1,9 +1,10 @@
-"""Pictures, and places that they lie in."""
+"""Pictures, and places that they lie in; logging as a test found it."""
 
 import io
+import logging
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,21 @@ from PIL import Image
 
 Files = Mapping[str, bytes]
 Make = Callable[..., bytes]
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging() -> Iterator[None]:
+    """Undo what a command that ran in this process has set: the next test's log messages would be missing."""
+    root = logging.getLogger()
+    found = [root, *(logging.getLogger(name) for name in root.manager.loggerDict if name.startswith("asymcir"))]
+    before, handlers = {logger: logger.level for logger in found}, list(root.handlers)
+    yield
+    root.handlers[:] = handlers
+    for name in root.manager.loggerDict:
+        if name.startswith("asymcir"):
+            logger = logging.getLogger(name)
+            logger.setLevel(before.get(logger, logging.NOTSET))
+    root.setLevel(before[root])
 
 
 @pytest.fixture(scope="session")

@@ -55,15 +55,6 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
         sys.modules.pop(name, None)
 
 
-@pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
 def _raises(error: BaseException) -> Handler:
     def run(_: argparse.Namespace) -> int:
         raise error

@@ -40,7 +40,7 @@ def complete(line: str, folder: Path) -> list[str]:
         ),
         ("asymcir gallery build x --server-b", ["--server-bundle"]),
         ("asymcir gallery build x --server-bundle S --target ", ["original", "sum", "union"]),
-        ("asymcir serve --max", ["--max-in-flight", "--max-top-k"]),
+        ("asymcir serve --max", ["--max-batch", "--max-in-flight", "--max-top-k"]),
         ("asymcir -v export d", ["device"]),
         ("asymcir train distil --print", ["--print-config"]),
         ("asymcir eval emojicir --split n", ["novel"]),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from asymcir_common.files import write_atomically
 from asymcir_edge.cli import main
 from asymcir_training import (
     CheckpointError,
@@ -96,7 +97,7 @@ def _distil(data: Path, folder: Path, foundation: Path, *more: str) -> DistilRun
     lar_weight = 0.5
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.toml").write_text(text, encoding="utf-8")
+    write_atomically(folder / "run.toml", text)  # two processes may do so at the same time
     return load_config(DistilRun, folder / "run.toml", more)
 
 
