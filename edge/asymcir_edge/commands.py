@@ -226,7 +226,7 @@ def _query(args: argparse.Namespace) -> int:
     where = None if args.where is None else parse_filter(args.where)
     # The client first: a wrong address should not cost the time of an encoding.
     with RetrievalClient(
-        args.server, timeout_s=args.timeout, token_encoding=args.encoding, credentials=_read_credentials(args)
+        args.server, timeout_s=args.timeout, token_encoding=args.encoding, credentials=read_credentials(args)
     ) as client:
         device: dict[str, float] = {}
         if args.image is not None:
@@ -274,7 +274,7 @@ def _query(args: argparse.Namespace) -> int:
 def _describe(args: argparse.Namespace) -> int:
     from asymcir_edge.remote.client import RetrievalClient
 
-    with RetrievalClient(args.server, timeout_s=args.timeout, credentials=_read_credentials(args)) as client:
+    with RetrievalClient(args.server, timeout_s=args.timeout, credentials=read_credentials(args)) as client:
         description = client.describe()
     if args.json:
         print(json.dumps(dataclasses.asdict(description), indent=2))
@@ -283,7 +283,12 @@ def _describe(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_credentials(args: argparse.Namespace) -> "Credentials":
+def read_credentials(args: argparse.Namespace) -> "Credentials":
+    """Read the options that `add_server` adds.
+
+    Raises:
+        CredentialsError: a file cannot be read, or one of two is missing.
+    """
     from asymcir_edge.remote.credentials import Credentials, read_key
 
     certificate, private_key = args.tls_client or (None, None)
