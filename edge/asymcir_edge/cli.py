@@ -34,6 +34,7 @@ _SUMMARIES = {
     "demo": "build the demo's gallery, serve it, and run composed queries and sketches",
     "describe": "print what a server holds: spaces, galleries, limits",
     "encode": "turn pictures into sentence tokens, on this device",
+    "bench-server": "measure a running server under load",
     "eval": "measure retrieval accuracy on a dataset",
     "export": "write a device or a server bundle from trained models",
     "gallery": "build, change and check a gallery, and keep its snapshots",
