@@ -6,7 +6,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from asymcir_common.arguments import MAX_THREADS, add_device_bundle, add_server_bundle, whole_number
+from asymcir_common.arguments import MAX_THREADS, add_device_bundle, add_server_bundle, path_name, whole_number
 
 from asymcir_benchmarks.errors import BenchmarkError
 
@@ -31,14 +31,14 @@ def register_eval(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         help="measure composed queries and sketches on the emoji, through the bundles",
         description="Build the galleries, then rank composed queries, pictures and sketches through the bundles.",
     )
-    emojicir.add_argument("--assets", type=Path, required=True, help="the data set's folder, such as demo/assets")
+    emojicir.add_argument("--assets", type=path_name, required=True, help="the data set's folder, such as demo/assets")
     emojicir.add_argument(
         "--split", action="append", choices=SPLITS, help="measure this split; repeatable (default: test and novel)"
     )
     add_device_bundle(emojicir, required=False, help="the device bundle (default: ASSETS/device)")
     add_server_bundle(emojicir, required=False, help="the server bundle (default: ASSETS/server)")
-    emojicir.add_argument("--work", type=Path, help="build the galleries here and leave them (default: temporary)")
-    emojicir.add_argument("--out", type=Path, help="write the figures here as JSON")
+    emojicir.add_argument("--work", type=path_name, help="build the galleries here and leave them (default: temporary)")
+    emojicir.add_argument("--out", type=path_name, help="write the figures here as JSON")
     emojicir.set_defaults(run=run_emojicir, log_level=logging.INFO)
     _register_triplets(datasets)
     _register_tokens(datasets)
@@ -53,7 +53,9 @@ def _register_tokens(datasets: "Subparsers[argparse.ArgumentParser]") -> None:
         "length of the sentence costs.",
     )
     add_device_bundle(tokens)
-    tokens.add_argument("--pictures", type=Path, required=True, metavar="PLACE", help="folder or archive of pictures")
+    tokens.add_argument(
+        "--pictures", type=path_name, required=True, metavar="PLACE", help="folder or archive of pictures"
+    )
     tokens.add_argument(
         "--limit",
         type=whole_number(2, MAX_TRIPLETS),
@@ -61,10 +63,10 @@ def _register_tokens(datasets: "Subparsers[argparse.ArgumentParser]") -> None:
         metavar="N",
         help="encode so many pictures, spread evenly (default: 300)",
     )
-    tokens.add_argument("--assets", type=Path, metavar="DIR", help="data set to search in, such as demo/assets")
+    tokens.add_argument("--assets", type=path_name, metavar="DIR", help="data set to search in, such as demo/assets")
     add_server_bundle(tokens, required=False, help="the server bundle (default: ASSETS/server)")
     tokens.add_argument("--split", choices=SPLITS, default="dev", help="split of the data set (default: dev)")
-    tokens.add_argument("--out", type=Path, help="write the figures here as JSON")
+    tokens.add_argument("--out", type=path_name, help="write the figures here as JSON")
     tokens.set_defaults(run=run_tokens, log_level=logging.INFO)
 
 
@@ -75,10 +77,15 @@ def _register_triplets(datasets: "Subparsers[argparse.ArgumentParser]") -> None:
         description="Rank the right answers of a list of triplets among its own pictures, and those of --gallery, by "
         "one system. The reference is taken out of its own ranking.",
     )
-    triplets.add_argument("triplets", type=Path, metavar="TRIPLETS", help="JSON lines, or a list of LaSCo, CIRR, ...")
+    triplets.add_argument(
+        "triplets", type=path_name, metavar="TRIPLETS", help="JSON lines, or a list of LaSCo, CIRR, ..."
+    )
     triplets.add_argument("--format", choices=FORMATS, default="auto", help="the list's format (default: auto)")
     triplets.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="folder that the list's paths start from (default: by the format)"
+        "--images",
+        type=path_name,
+        metavar="FOLDER",
+        help="folder that the list's paths start from (default: by the format)",
     )
     triplets.add_argument(
         "--limit",
@@ -90,15 +97,15 @@ def _register_triplets(datasets: "Subparsers[argparse.ArgumentParser]") -> None:
     triplets.add_argument("--pretrained", metavar="TAG", help="pretrained tag or checkpoint of that model")
     triplets.add_argument("--system", required=True, choices=SYSTEMS, help="what makes the query vector")
     triplets.add_argument(
-        "--query", type=Path, metavar="CHECKPOINT", help="checkpoint of the system isa, isa-symmetric or transagg"
+        "--query", type=path_name, metavar="CHECKPOINT", help="checkpoint of the system isa, isa-symmetric or transagg"
     )
     triplets.add_argument(
         "--target", choices=TARGETS, default="original", help="what stands in the gallery (default: original)"
     )
-    triplets.add_argument("--union", type=Path, metavar="CHECKPOINT", help="UNION head, for --target union")
+    triplets.add_argument("--union", type=path_name, metavar="CHECKPOINT", help="UNION head, for --target union")
     triplets.add_argument(
         "--gallery",
-        type=Path,
+        type=path_name,
         action="append",
         default=[],
         metavar="FOLDER",
@@ -115,8 +122,10 @@ def _register_triplets(datasets: "Subparsers[argparse.ArgumentParser]") -> None:
         metavar="N",
         help="processes that decode pictures (default: 0)",
     )
-    triplets.add_argument("--cache", type=Path, metavar="FOLDER", help="keep the embeddings here (default: temporary)")
-    triplets.add_argument("--json", type=Path, metavar="OUT", help="write the figures here")
+    triplets.add_argument(
+        "--cache", type=path_name, metavar="FOLDER", help="keep the embeddings here (default: temporary)"
+    )
+    triplets.add_argument("--json", type=path_name, metavar="OUT", help="write the figures here")
     triplets.set_defaults(run=run_triplets, log_level=logging.INFO)
 
 

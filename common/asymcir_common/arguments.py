@@ -184,12 +184,14 @@ def add_server(parser: argparse.ArgumentParser, *, timeout_s: float) -> None:
         metavar="SECONDS",
         help=f"how long to wait for an answer (default: {timeout_s:g})",
     )
-    parser.add_argument("--key-file", type=Path, metavar="FILE", help="a file with the key that the server asks for")
+    parser.add_argument(
+        "--key-file", type=path_name, metavar="FILE", help="a file with the key that the server asks for"
+    )
     parser.add_argument("--tls", action="store_true", help="encrypt, and check the server's certificate")
-    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="trust certificates that these signed, PEM")
+    parser.add_argument("--tls-ca", type=path_name, metavar="FILE", help="trust certificates that these signed, PEM")
     parser.add_argument(
         "--tls-client",
-        type=Path,
+        type=path_name,
         nargs=2,
         metavar=("CERTIFICATE", "KEY"),
         help="this client's certificate and private key, PEM, where the server asks for them",

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from asymcir_common.arguments import MAX_PORT, whole_number
+from asymcir_common.arguments import MAX_PORT, path_name, whole_number
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -22,15 +22,18 @@ def register_demo(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         "measure the held-out queries, and draw a contact sheet.",
     )
     parser.add_argument(
-        "--assets", type=Path, default=Path("demo/assets"), help="the data set's folder (default: demo/assets)"
+        "--assets", type=path_name, default=Path("demo/assets"), help="the data set's folder (default: demo/assets)"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("demo/out"), help="write gallery and contact sheet here (default: demo/out)"
+        "--out",
+        type=path_name,
+        default=Path("demo/out"),
+        help="write gallery and contact sheet here (default: demo/out)",
     )
     parser.add_argument(
         "--port", type=whole_number(0, MAX_PORT), default=0, help="the server's port (default: a free one)"
     )
-    parser.add_argument("--figures", type=Path, help="write what was measured here as JSON")
+    parser.add_argument("--figures", type=path_name, help="write what was measured here as JSON")
     parser.set_defaults(run=run_demo)
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from asymcir_common.arguments import add_device_bundle, add_server_bundle
+from asymcir_common.arguments import add_device_bundle, add_server_bundle, path_name
 
 _STORAGES = ("fp32", "fp16", "int8", "int4")
 _COMPUTES = ("fp32", "fp16", "int8")
@@ -27,7 +27,7 @@ def register_export(subparsers: Any) -> None:
 
 def _register_device(kinds: Any) -> None:
     parser = kinds.add_parser("device", help="light encoder checkpoint to ONNX and Core ML")
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that `asymcir train` wrote")
+    parser.add_argument("checkpoint", type=path_name, metavar="CHECKPOINT", help="folder that `asymcir train` wrote")
     _add_common(parser, storages=_STORAGES[:3])
     parser.add_argument(
         "--variants",
@@ -40,7 +40,7 @@ def _register_device(kinds: Any) -> None:
     add_server_bundle(parser, required=False, help="server bundle of the same foundation")
     parser.add_argument(
         "--search-set",
-        type=Path,
+        type=path_name,
         metavar="FOLDER",
         help="queries and gallery to measure R@10 with; needs --server-bundle",
     )
@@ -58,7 +58,7 @@ def _register_server(kinds: Any) -> None:
     parser.add_argument("--pretrained", metavar="TAG", help="pretrained tag or checkpoint of that architecture")
     parser.add_argument(
         "--union",
-        type=Path,
+        type=path_name,
         metavar="CHECKPOINT",
         help="trained UNION head; without it the bundle offers the targets original and sum only",
     )
@@ -75,7 +75,7 @@ def _register_server(kinds: Any) -> None:
     add_device_bundle(parser, required=False, help="device bundle of the same foundation")
     parser.add_argument(
         "--search-set",
-        type=Path,
+        type=path_name,
         metavar="FOLDER",
         help="queries and gallery to measure R@10 with; needs --device-bundle",
     )
@@ -84,9 +84,9 @@ def _register_server(kinds: Any) -> None:
 
 def _add_common(parser: argparse.ArgumentParser, *, storages: tuple[str, ...]) -> None:
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="BUNDLE", help="folder to write; must not exist, unless --force"
+        "--out", required=True, type=path_name, metavar="BUNDLE", help="folder to write; must not exist, unless --force"
     )
-    parser.add_argument("--pictures", required=True, type=Path, metavar="FOLDER", help="pictures to compare on")
+    parser.add_argument("--pictures", required=True, type=path_name, metavar="FOLDER", help="pictures to compare on")
     parser.add_argument(
         "--storage", choices=storages, default="fp32", help="how weights are kept; they are computed with in float32"
     )

@@ -14,6 +14,7 @@ from asymcir_common.arguments import (
     add_gallery_folder,
     add_server_bundle,
     add_threads,
+    path_name,
     seconds,
     whole_number,
 )
@@ -62,7 +63,7 @@ def register_changes(actions: "Subparsers[argparse.ArgumentParser]") -> None:
     add_gallery_folder(remove)
     which = remove.add_mutually_exclusive_group(required=True)
     which.add_argument("--ids", metavar="ID,ID", help="ids with commas between them")
-    which.add_argument("--ids-file", type=Path, metavar="FILE", help="a file with one id a line, UTF-8")
+    which.add_argument("--ids-file", type=path_name, metavar="FILE", help="a file with one id a line, UTF-8")
     which.add_argument("--where", metavar="FILTER", help="those whose metadata satisfy a filter, such as 'sold = true'")
     _add_common(remove)
     remove.set_defaults(run=run_remove)
@@ -74,7 +75,9 @@ def register_changes(actions: "Subparsers[argparse.ArgumentParser]") -> None:
         "keys with their values. null removes a key; keys that are not named stay.",
     )
     add_gallery_folder(update)
-    update.add_argument("--from", dest="source", type=Path, required=True, metavar="FILE.jsonl", help="the new values")
+    update.add_argument(
+        "--from", dest="source", type=path_name, required=True, metavar="FILE.jsonl", help="the new values"
+    )
     _add_common(update)
     update.set_defaults(run=run_update)
 

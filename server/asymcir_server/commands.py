@@ -118,7 +118,7 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
     info = actions.add_parser("info", help="check a gallery and say what it holds")
     add_gallery_folder(info)
-    info.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at: plots, a map, oddities")
+    info.add_argument("--html", type=path_name, metavar="FILE", help="write a page to look at: plots, a map, oddities")
     info.set_defaults(run=run_gallery_info)
     register_changes(actions)
     register_history(actions)
@@ -178,6 +178,12 @@ def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         type=whole_number(0, MAX_PORT),
         default=DEFAULT_PORT,
         help=f"0 takes a free one (default: {DEFAULT_PORT})",
+    )
+    serve.add_argument(
+        "--listen",
+        type=_read_unix_socket,
+        metavar="unix:PATH",
+        help="answer gRPC on a Unix socket, which clients name the same way, instead of --host and --port",
     )
     serve.add_argument(
         "--http",
@@ -257,12 +263,14 @@ def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         help="let callers change the galleries too, by the service GalleryAdmin: those with a key of the role admin, "
         "or without --keys whoever reaches the port",
     )
-    serve.add_argument("--keys", type=Path, metavar="FILE", help="ask callers for a key of this file (`asymcir keys`)")
-    serve.add_argument("--tls-certificate", type=Path, metavar="FILE", help="encrypt with this certificate, PEM")
-    serve.add_argument("--tls-key", type=Path, metavar="FILE", help="the certificate's private key, PEM")
+    serve.add_argument(
+        "--keys", type=path_name, metavar="FILE", help="ask callers for a key of this file (`asymcir keys`)"
+    )
+    serve.add_argument("--tls-certificate", type=path_name, metavar="FILE", help="encrypt with this certificate, PEM")
+    serve.add_argument("--tls-key", type=path_name, metavar="FILE", help="the certificate's private key, PEM")
     serve.add_argument(
         "--tls-client-ca",
-        type=Path,
+        type=path_name,
         metavar="FILE",
         help="answer only clients with a certificate that one of these signed, PEM",
     )
@@ -272,6 +280,15 @@ def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         help="listen on an address of the network without TLS, where a proxy before the server does it",
     )
     serve.set_defaults(run=run_serve)
+
+
+def _read_unix_socket(text: str) -> Path:
+    """Read unix:PATH or unix:///PATH."""
+    scheme, _, path = text.partition(":")
+    path = path.removeprefix("//") if path.startswith("///") else path
+    if scheme != "unix" or not path.strip():
+        raise argparse.ArgumentTypeError(f"expected unix:PATH, or --host and --port instead, got {text}")
+    return Path(path)
 
 
 def run_gallery_build(args: argparse.Namespace) -> int:
@@ -367,6 +384,8 @@ def run_serve(args: argparse.Namespace) -> int:
         tls = TlsConfig(certificate=args.tls_certificate, private_key=args.tls_key, client_ca=args.tls_client_ca)
     elif args.tls_certificate or args.tls_key or args.tls_client_ca:
         raise ListenError("TLS needs both --tls-certificate and --tls-key")
+    if args.listen is not None and args.port_file is not None:
+        raise ListenError("--port-file names a port, and a Unix socket has none: leave one of them out")
     limits = ServiceLimits(
         concurrency=args.concurrency,
         max_in_flight=args.max_in_flight,
@@ -376,6 +395,7 @@ def run_serve(args: argparse.Namespace) -> int:
     config = ServerConfig(
         host=args.host,
         port=args.port,
+        unix_socket=args.listen,
         limits=limits,
         drain_timeout_s=args.drain_timeout,
         follow=args.follow,

@@ -1,7 +1,8 @@
 """`asymcir keys`: who may call a server."""
 
 import argparse
-from pathlib import Path
+
+from asymcir_common.arguments import path_name
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -32,7 +33,7 @@ def register_keys(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 
 def _add_file(parser: argparse.ArgumentParser, help: str = "the file of keys") -> None:
-    parser.add_argument("--keys", type=Path, required=True, metavar="FILE", help=help)
+    parser.add_argument("--keys", type=path_name, required=True, metavar="FILE", help=help)
 
 
 def run_create(args: argparse.Namespace) -> int:

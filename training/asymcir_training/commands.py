@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from asymcir_common.arguments import path_name
+
 _COMMON = {
     "out": ("run.out", "folder to write"),
     "work": ("run.work", "states, logs and caches (default: OUT.work)"),
@@ -93,7 +95,7 @@ def register_train(subparsers: Any) -> None:
         )
         _, metavar, count, meaning = _INPUTS[stage]
         child.add_argument("inputs", nargs=count, metavar=metavar, help=meaning)
-        child.add_argument("--config", type=Path, help="TOML file; --print-config writes one")
+        child.add_argument("--config", type=path_name, help="TOML file; --print-config writes one")
         child.add_argument(
             "--set",
             nargs="+",

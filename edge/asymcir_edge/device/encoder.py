@@ -1,11 +1,13 @@
 """A picture to its sentence tokens, on the device, with ONNX Runtime."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from asymcir_common import BundleError, ImageError, TokensError, read_image
 from asymcir_common.arguments import MAX_THREADS
+from asymcir_common.manifest import FileEntry
 from numpy.typing import NDArray
 
 from asymcir_edge.device.bundle import DeviceBundle
@@ -28,7 +30,8 @@ _LOG_FATAL = 4  # what ONNX Runtime would log as an error comes as an exception 
 class QueryEncoder:
     """The light encoder and token learner of a device bundle.
 
-    Thread-safe: calls may run at the same time.
+    Thread-safe: calls may run at the same time. It can be pickled: the copy reads the bundle's folder again, and raises
+    BundleError where that is gone or holds another bundle.
     """
 
     def __init__(self, bundle: DeviceBundle, *, precision: str | None = None, threads: int = 1) -> None:
@@ -46,11 +49,16 @@ class QueryEncoder:
         if not 1 <= threads <= MAX_THREADS:
             raise EncoderError(f"expected 1 to {MAX_THREADS} threads, got {threads}")
         self.bundle = bundle
+        self._threads = threads
         self.precision = bundle.default_encoder if precision is None else precision
         path = bundle.encoder_path(self.precision)
         computes_in_float = self.precision == "fp32" and bundle.weight_storage == "int8"
         self._session = open_session(path, threads=threads, float_compute=computes_in_float)
         _check_graph(self._session, path, bundle)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle which encoder of which folder this is."""
+        return _reopen, (self.bundle.folder.resolve(), self.bundle.manifest.files, self.precision, self._threads)
 
     @property
     def provider(self) -> str:
@@ -134,6 +142,13 @@ class QueryEncoder:
                 f"expected finite sentence tokens {list(expected)}, got {list(found[0].shape)}: export again"
             )
         return found
+
+
+def _reopen(folder: Path, files: Mapping[str, FileEntry], precision: str, threads: int) -> QueryEncoder:
+    bundle = DeviceBundle.load(folder)
+    if bundle.manifest.files != files:
+        raise BundleError(f"{folder} holds another bundle than when the encoder was pickled: open the encoder anew")
+    return QueryEncoder(bundle, precision=precision, threads=threads)
 
 
 def check_sentence_length(tokens: int | None, length: int) -> int:

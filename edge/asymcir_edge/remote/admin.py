@@ -83,6 +83,10 @@ class GalleryAdmin:
         self._client, self._gallery = client, gallery
         self._stub = retrieval_pb2_grpc.GalleryAdminStub(client.channel)  # type: ignore[no-untyped-call]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the client, which then connects anew, and the gallery's name."""
+        return GalleryAdmin, (self._client, self._gallery)
+
     def add(
         self, pictures: Iterable[NewPicture], *, replace: bool = False, timeout_s: float | None = None
     ) -> Iterator[AddedPicture]:

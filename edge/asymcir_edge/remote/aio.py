@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import grpc
 import numpy as np
@@ -47,6 +47,10 @@ class AsyncRetrievalClient:
         else:
             self._channel = grpc.aio.secure_channel(address, secret, options=options_for(address))
         self._stub = retrieval_pb2_grpc.RetrievalStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: the connection belongs to its loop."""
+        raise TypeError("an AsyncRetrievalClient belongs to its loop and cannot be pickled: make one in each process")
 
     async def __aenter__(self) -> Self:
         return self
@@ -98,7 +102,7 @@ class AsyncRetrievalClient:
         try:
             response = await method(request, timeout=self.timeout_s, metadata=self._metadata)
         except grpc.RpcError as exc:
-            raise to_server_error(exc, address=self.address, timeout_s=self.timeout_s) from exc
+            raise to_server_error(exc, address=self.address, timeout_s=self.timeout_s, request=request) from exc
         except (ValueError, grpc.aio.UsageError) as exc:  # how gRPC says that the channel is closed
             raise RequestRefusedError(f"this client cannot send any more: {exc}") from exc
         return response, (time.perf_counter() - start_s) * 1000.0

@@ -27,7 +27,8 @@ class RetrievalClient:
 
     Use it as a context manager, or call `close`. Thread-safe. Connecting happens at the first call. A search or
     describe that finds the server UNAVAILABLE or full (RESOURCE_EXHAUSTED) is sent again, at most three times, after
-    short waits with jitter or as long as the server says, within `timeout_s`; no other call is repeated.
+    short waits with jitter or as long as the server says, within `timeout_s`; no other call is repeated. It can be
+    pickled: the copy connects anew, and raises what is said below where it cannot.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class RetrievalClient:
         check_connection(address, timeout_s, token_encoding)
         credentials = credentials or Credentials()
         credentials.check_address(address)
+        self._credentials = credentials
         self.address = address
         self.timeout_s = timeout_s
         self.token_encoding: TokenEncoding = token_encoding
@@ -65,6 +67,10 @@ class RetrievalClient:
         else:
             self._channel = grpc.secure_channel(address, secret, options=options_for(address))
         self._stub = retrieval_pb2_grpc.RetrievalStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle how the connection is made, the key included; a copy opens a connection of its own."""
+        return _connect, (self.address, self.timeout_s, self.token_encoding, self._credentials)
 
     def __enter__(self) -> Self:
         return self
@@ -166,10 +172,16 @@ class RetrievalClient:
         try:
             response = method(request, timeout=timeout_s, metadata=self.metadata)
         except grpc.RpcError as exc:
-            raise to_server_error(exc, address=self.address, timeout_s=timeout_s) from exc
+            raise to_server_error(exc, address=self.address, timeout_s=timeout_s, request=request) from exc
         except ValueError as exc:  # how gRPC says that the channel is closed
             raise RequestRefusedError(f"this client cannot send any more: {exc}") from exc
         return response, (time.perf_counter() - start_s) * 1000.0
+
+
+def _connect(
+    address: str, timeout_s: float, token_encoding: TokenEncoding, credentials: Credentials
+) -> RetrievalClient:
+    return RetrievalClient(address, timeout_s=timeout_s, token_encoding=token_encoding, credentials=credentials)
 
 
 def make_search_request(

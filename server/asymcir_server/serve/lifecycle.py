@@ -1,10 +1,7 @@
 """A server's life: listen, warm up, serve, drain."""
 
-import errno
 import logging
-import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +25,9 @@ from asymcir_server.serve.admin import MAX_PICTURE_MESSAGE_BYTES, GalleryAdminSe
 from asymcir_server.serve.http import HttpConfig, HttpServer
 from asymcir_server.serve.http.app import make_app
 from asymcir_server.serve.http.server import listen
+from asymcir_server.serve.listening import UnixSocket, bind_port, join_address, probe_port
 from asymcir_server.serve.security import Access, Gate, KeyStore, TlsConfig
-from asymcir_server.serve.security.tls import is_loopback, make_grpc_credentials, make_http_context
+from asymcir_server.serve.security.tls import is_loopback, make_http_context
 from asymcir_server.serve.service import MAX_MESSAGE_BYTES, RetrievalService, ServiceLimits
 
 ADMIN_SERVICE_NAME: str = retrieval_pb2.DESCRIPTOR.services_by_name["GalleryAdmin"].full_name
@@ -47,6 +45,8 @@ class ServerConfig:
     Attributes:
         host: address to listen on; loopback unless said otherwise.
         port: 0 takes a free one.
+        unix_socket: the path of a Unix socket to answer gRPC on, instead of host and port, which HTTP keeps to; its
+            permissions follow the process's umask.
         limits: per request, and how many.
         drain_timeout_s: how long requests in flight may take to end after the signal to stop.
         follow: answer from a new snapshot, and with changes made to one, while running.
@@ -59,6 +59,7 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 0
+    unix_socket: str | Path | None = None
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     drain_timeout_s: float = 30.0
     follow: bool = True
@@ -73,7 +74,7 @@ class ServerConfig:
             raise ListenError(f"expected a port from 0 to {MAX_PORT}, got {self.port}")
         if not 0 <= self.drain_timeout_s <= MAX_TIMEOUT_S:
             raise ListenError(f"expected a drain timeout from 0 to {MAX_TIMEOUT_S:g} s, got {self.drain_timeout_s}")
-        if is_loopback(self.host):
+        if is_loopback(self.host) or (self.unix_socket is not None and self.http is None):
             return
         if self.tls is None and not self.allow_plaintext:
             raise ListenError(
@@ -97,7 +98,7 @@ class RetrievalServer:
 
     Attributes:
         service: answers the requests.
-        port: the one listened on; 0 before `start`.
+        port: the one listened on; 0 before `start`, and with a Unix socket.
         http_port: the one of the HTTP face; 0 before `start`, or without it.
     """
 
@@ -123,30 +124,37 @@ class RetrievalServer:
         self._admin = GalleryAdminService(bundle, self.service) if self._config.admin else None
         self._server = _make_server(self.service, self._health, self._pools[0], self._admin, self._access)
         self._http: HttpServer | None = None
+        self._socket: UnixSocket | None = None
         self._ready = False
         self._follow: FollowThread | None = None
         self._stopped = False
 
     @property
     def address(self) -> str:
-        """Where clients connect: host:port."""
-        return _join(self._config.host, self.port)
+        """Where clients connect: host:port, or unix:PATH."""
+        if self._config.unix_socket is not None:
+            return f"unix:{self._config.unix_socket}"
+        return join_address(self._config.host, self.port)
 
     @property
     def http_address(self) -> str:
         """Where HTTP is answered: host:port."""
-        return _join(self._config.host, self.http_port)
+        return join_address(self._config.host, self.http_port)
 
     def start(self) -> int:
         """Listen, warm up, and report SERVING.
 
         Returns:
-            The port.
+            The port; 0 with a Unix socket.
 
         Raises:
             ListenError: the address is in use or not ours.
         """
-        self.port = _bind(self._server, self._config.host, self._config.port, self._config.tls)
+        if self._config.unix_socket is not None:
+            self._socket = UnixSocket(Path(self._config.unix_socket))
+            self._socket.bind(self._server, self._config.tls)
+        else:
+            self.port = bind_port(self._server, self._config.host, self._config.port, self._config.tls)
         try:
             if self._config.http is not None:
                 self._http = self._start_http(self._config.http)
@@ -175,6 +183,8 @@ class RetrievalServer:
         if self._http is not None:
             self._http.stop()
         self._server.stop(max(0.0, self._config.drain_timeout_s - (time.monotonic() - started_s))).wait()
+        if self._socket is not None:
+            self._socket.remove()
         for pool in self._pools:
             pool.shutdown(wait=False)
         self.service.close()
@@ -195,7 +205,7 @@ class RetrievalServer:
         self.stop()
 
     def _start_http(self, config: HttpConfig) -> HttpServer:
-        _probe(self._config.host, config.port)
+        probe_port(self._config.host, config.port)
         listening = listen(self._config.host, config.port)
         self.http_port = int(listening.getsockname()[1])
         pool = ThreadPoolExecutor(self._config.limits.max_in_flight + _SPARE_THREADS, "http")
@@ -247,7 +257,10 @@ def serve(
     previous = {number: signal.signal(number, request_stop) for number in _HANDLED_SIGNALS}
     galleries: dict[str, GalleryHolder] = {}
     try:
-        _probe(config.host, config.port)  # before a large bundle is hashed for nothing
+        if config.unix_socket is None:
+            probe_port(config.host, config.port)  # before a large bundle is hashed for nothing
+        else:
+            UnixSocket(Path(config.unix_socket)).probe()
         bundle = ServerBundle.load(bundle_folder, threads=threads)
         for name, folder in gallery_folders.items():
             galleries[name] = GalleryHolder(
@@ -306,47 +319,6 @@ def _make_server(
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection(names, server)
     return server
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _bind(server: grpc.Server, host: str, port: int, tls: TlsConfig | None) -> int:
-    _probe(host, port)
-    address = _join(host, port)
-    try:
-        if tls is None:
-            bound = server.add_insecure_port(address)
-        else:
-            bound = server.add_secure_port(address, make_grpc_credentials(tls))
-    except RuntimeError as exc:  # taken between the probe and now
-        raise ListenError(f"cannot listen on {address}: choose another --port, or 0 for a free one") from exc
-    if bound == 0:
-        raise ListenError(f"cannot listen on {address}: choose another --port, or 0 for a free one")
-    return bound
-
-
-def _probe(host: str, port: int) -> None:
-    """Try the address with a plain socket, whose errors say why; gRPC's only say that."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)  # two sockets may bind one port with SO_REUSEADDR; only one of them can listen
-    except socket.gaierror as exc:
-        raise ListenError(
-            f"cannot listen on {host}: {exc.strerror}; pass an address of this machine as --host"
-        ) from exc
-    except OSError as exc:
-        if exc.errno == errno.EADDRINUSE:
-            raise ListenError(
-                f"port {port} on {host} is in use: stop what holds it, choose another --port, or 0 for a free one"
-            ) from exc
-        raise ListenError(f"cannot listen on {host}:{port}: {os.strerror(exc.errno or 0)}") from exc
 
 
 def _write_port(path: Path, port: int) -> None:
