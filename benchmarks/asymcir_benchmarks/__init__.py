@@ -1,24 +1,9 @@
-"""Measuring: retrieval metrics, EmojiCIR triplets, and their evaluation through the exported bundles."""
+"""Measuring: retrieval metrics, EmojiCIR triplets, and their evaluation through the exported bundles.
 
-from asymcir_benchmarks.emojicir.rules import Triplet, derive_triplets
-from asymcir_benchmarks.retrieval.metrics import (
-    Estimate,
-    average_precision,
-    bootstrap_interval,
-    paired_difference,
-    paired_ratio,
-    precision_at,
-    recall_at,
-)
+Names are imported when they are first used, so that the command's help works where an extra is missing; `__init__.pyi`
+lists them.
+"""
 
-__all__ = [
-    "Estimate",
-    "Triplet",
-    "average_precision",
-    "bootstrap_interval",
-    "derive_triplets",
-    "paired_difference",
-    "paired_ratio",
-    "precision_at",
-    "recall_at",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

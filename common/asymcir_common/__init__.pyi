@@ -1,5 +1,5 @@
 from .errors import AsymcirError, BundleError, FilterTextError, ImageError, PlaceError, TokensError
-from .files import write_atomically
+from .files import read_utf8, replacing, write_atomically
 from .manifest import Manifest, read_manifest, write_manifest
 from .pictures import Preprocessing, decode_image, preprocess, read_image
 
@@ -16,6 +16,8 @@ __all__ = [
     "preprocess",
     "read_image",
     "read_manifest",
+    "read_utf8",
+    "replacing",
     "write_atomically",
     "write_manifest",
 ]

@@ -74,8 +74,9 @@ class Manifest:
         return self.properties[key]
 
 
-def digest_file(path: Path) -> FileEntry:
+def digest_file(path: str | Path) -> FileEntry:
     """Hash one file in bounded memory."""
+    path = Path(path)
     sha256 = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
@@ -83,12 +84,13 @@ def digest_file(path: Path) -> FileEntry:
     return FileEntry(sha256=sha256.hexdigest(), size_bytes=path.stat().st_size)
 
 
-def digest_sample(path: Path) -> str:
+def digest_sample(path: str | Path) -> str:
     """Hash the size, the first 32 MiB, the last 1 MiB and 512 blocks of 16 KiB at even distances of one file.
 
     It takes the same time whatever the size. It finds another file, a cut one and a lost extent; a changed byte only
     in what it reads. The head holds the structure of an index: what FAISS follows, and not only scores with.
     """
+    path = Path(path)
     size_bytes = path.stat().st_size
     sha256 = hashlib.sha256(f"{size_bytes}\n".encode())
     step = max(1, size_bytes // _SAMPLE_BLOCKS)
@@ -104,7 +106,7 @@ def digest_sample(path: Path) -> str:
 
 
 def write_manifest(
-    folder: Path,
+    folder: str | Path,
     *,
     format: str,
     properties: Mapping[str, Any],
@@ -117,6 +119,7 @@ def write_manifest(
     A folder whose writing was interrupted has no manifest, and so does not load. With `sampled`, files above
     SAMPLED_ABOVE_BYTES get a sample digest too, so that they can be opened without being read whole.
     """
+    folder = Path(folder)
     unchecked = {MANIFEST_NAME, *UNCHECKED_FILES.get(format, ())}
     files = {
         name: digest_file(path)
@@ -140,7 +143,7 @@ def write_manifest(
     return manifest
 
 
-def read_manifest(folder: Path, *, format: str, sampled: bool = False) -> Manifest:
+def read_manifest(folder: str | Path, *, format: str, sampled: bool = False) -> Manifest:
     """Read a bundle's manifest and check every file against it.
 
     Args:
@@ -151,6 +154,7 @@ def read_manifest(folder: Path, *, format: str, sampled: bool = False) -> Manife
     Raises:
         BundleError: no such folder, no manifest, another format or version, a missing or changed file.
     """
+    folder = Path(folder)
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
         raise BundleError(f"expected a folder of format {format} at {folder}, found none: check the path")

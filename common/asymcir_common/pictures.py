@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from asymcir_common.errors import ImageError
+from asymcir_common.installation import how_to_install
 
 if TYPE_CHECKING:
     from asymcir_common.places import PathReader
@@ -97,13 +98,14 @@ class Preprocessing:
             raise ImageError(f"the preprocessing is not readable ({type(exc).__name__}: {exc}): {record!r}") from exc
 
 
-def read_image(path: Path, reader: "PathReader | None" = None) -> NDArray[np.uint8]:
+def read_image(path: str | Path, reader: "PathReader | None" = None) -> NDArray[np.uint8]:
     """Read a picture file, whose path may lead into a zip or a tar ("queries.zip/woman.webp"); see `decode_image`.
 
     Args:
         path: the file.
         reader: keeps the directories of archives, for those who read many pictures of one.
     """
+    path = Path(path)
     if reader is not None:
         return decode_image(reader.read(path), name=str(path))
     try:
@@ -153,7 +155,7 @@ def decode_image(data: bytes, *, name: str = "the picture") -> NDArray[np.uint8]
         if isinstance(exc, UnidentifiedImageError):
             detail = "not a picture format that can be read"
             if data[4:12] in _HEIC_STARTS and "HEIF" not in Image.OPEN:
-                detail = "a HEIC picture: install what reads it with `pip install 'asymcir[heif]'`"
+                detail = f"a HEIC picture: install what reads it with `{how_to_install('heif')}`"
         raise ImageError(f"cannot decode {name}: {detail}; expected a complete PNG, JPEG, WebP, ... file") from exc
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 from asymcir_common.errors import ImageError, PlaceError
+from asymcir_common.installation import how_to_install
 
 PROTOCOLS = frozenset({"gcs", "gs", "http", "https", "memory", "s3", "s3a"})
 """What is read; `memory` is fsspec's own file system of this process, for tests."""
@@ -204,7 +205,7 @@ def _check_installed(protocol: str) -> None:
         fsspec.get_filesystem_class(protocol)
     except ImportError as exc:
         raise PlaceError(
-            f"{protocol}:// needs packages that are not installed ({exc}): pip install 'asymcir[remote]'"
+            f"{protocol}:// needs packages that are not installed ({exc}): {how_to_install('remote')}"
         ) from exc
 
 

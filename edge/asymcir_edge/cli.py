@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from asymcir_common import AsymcirError, FilterTextError
 from asymcir_common.arguments import ArgumentParser
+from asymcir_common.installation import how_to_install
 
 _DISTRIBUTION = "asymcir"
 _GROUP = "asymcir.commands"
@@ -60,6 +61,7 @@ _COMPLETION = "_ARGCOMPLETE"
 """Set by the shell, in the environment, when it asks for completions: argcomplete's protocol."""
 
 _EXTRA_OF_MODULE = {
+    "braceexpand": "server",
     "connectrpc": "server",
     "faiss": "server",
     "ftfy": "server",
@@ -80,6 +82,7 @@ _EXTRA_OF_MODULE = {
     "coremltools": "export",
     "onnx": "export",
     "onnxscript": "export",
+    "sklearn": "export",
     "resvg_py": "demo-assets",
 }
 
@@ -240,10 +243,7 @@ def _describe_missing_module(exc: ModuleNotFoundError, command: str | None) -> s
     extra = _EXTRA_OF_MODULE.get(module)
     if extra is not None:
         extra = _EXTRA_OF_COMMAND.get(command or "", extra)
-        return (
-            f"this command needs {module}, of the extra {extra!r}, which is not installed: "
-            f"pip install '{_DISTRIBUTION}[{extra}]'"
-        )
+        return f"this command needs {module}, of the extra {extra!r}, which is not installed: {how_to_install(extra)}"
     if module.startswith(f"{_DISTRIBUTION}_"):
         return f"this installation of {_DISTRIBUTION} has no {exc.name}: install the complete distribution"
     return f"the module {exc.name or exc} is not installed: pip install --force-reinstall {_DISTRIBUTION}"

@@ -3,12 +3,11 @@
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 
 import numpy as np
 from asymcir_common import ImageError, TokensError, read_image
@@ -21,6 +20,7 @@ from asymcir_common.arguments import (
     path_name,
     whole_number,
 )
+from asymcir_common.files import replacing
 from asymcir_protos import pack_tokens, parse_filter
 from asymcir_protos.tokens import TokenEncoding
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from asymcir_edge.remote.credentials import Credentials
 
 _DEFAULT_TIMEOUT_S = 10.0
+_MAX_COLUMN = 40
 
 
 def register_encode(subparsers: Any) -> None:
@@ -377,24 +378,38 @@ def _check_output(path: Path, *, force: bool) -> None:
 
 def _write_array(path: Path, array: NDArray[np.float32]) -> None:
     """Write a .npy file so that a crash leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    before = path.exists()
     try:
-        with temporary.open("wb") as stream:
-            np.save(stream, array)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with replacing(path) as stream:
+            np.lib.format.write_array(_Plain(stream), array, allow_pickle=False)
+    except OSError as exc:
+        what = "the file that was there stays" if before else "nothing was written"
+        raise OutputError(
+            f"cannot write {path}: {exc.strerror or exc}; {what}: free space, or choose another --out"
+        ) from exc
+
+
+class _Plain:
+    """A stream that NumPy takes for none of its own: it writes by `write`, whose errors say why."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.write = stream.write
 
 
 def _print_hits(result: "SearchResult") -> None:
-    width = max([2, *(len(_printable(hit.id)) for hit in result.hits)])
-    widest = max((len(_printable(hit.item)) for hit in result.hits), default=0)
-    items = f"  {'item':<{max(4, widest)}}" if widest else ""
-    print(f"{'rank':>4}  {'score':>7}  {'id':<{width}}{items}  name".rstrip())
-    for rank, hit in enumerate(result.hits, start=1):
-        name = _printable(_name_of(hit.metadata))
-        item = f"  {_printable(hit.item):<{max(4, widest)}}" if widest else ""
-        print(f"{rank:>4}  {hit.score:>7.4f}  {_printable(hit.id):<{width}}{item}  {name}".rstrip())
+    ids, items = [_printable(hit.id) for hit in result.hits], [_printable(hit.item) for hit in result.hits]
+    width, item_width = _fit("id", ids), _fit("item", items)
+    heading = f"  {'item':<{item_width}}" if any(items) else ""
+    print(f"{'rank':>4}  {'score':>7}  {'id':<{width}}{heading}  name".rstrip())
+    for rank, (hit, identity, name) in enumerate(zip(result.hits, ids, items, strict=True), start=1):
+        item = f"  {name:<{item_width}}" if any(items) else ""
+        title = _printable(_name_of(hit.metadata))
+        print(f"{rank:>4}  {hit.score:>7.4f}  {identity:<{width}}{item}  {title}".rstrip())
+
+
+def _fit(heading: str, texts: Sequence[str]) -> int:
+    """Return a column's width: a text longer than _MAX_COLUMN is printed whole, and moves its own line only."""
+    return max(len(heading), *(len(text) for text in texts if len(text) <= _MAX_COLUMN), 0)
 
 
 def _print_description(description: "ServerDescription") -> None:

@@ -18,6 +18,7 @@ from asymcir_common.arguments import (
     seconds,
     whole_number,
 )
+from asymcir_common.files import read_utf8
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 _SHOWN = 10
@@ -204,8 +205,5 @@ def _read_ids(text: str | None, path: Path | None) -> list[str]:
         if text is not None and not ids:
             raise GalleryBuildError("expected at least one id in --ids")
         return ids
-    try:
-        lines = path.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise GalleryBuildError(f"cannot read the ids in {path}: {exc}") from exc
+    lines = read_utf8(path).replace("\r\n", "\n").split("\n")
     return [line for line in lines if line]

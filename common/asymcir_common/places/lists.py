@@ -121,7 +121,7 @@ class ListPlace:
         rows: dict[tuple[str, str] | str, int] = {}
         try:
             with path.open("rb") as stream:
-                _refuse_utf16(path, stream.read(4))
+                refuse_utf16(path, stream.read(4))
                 stream.seek(0)
                 end = 0
                 for number, line in enumerate(stream, start=1):
@@ -212,7 +212,8 @@ def _check_texts(record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _refuse_utf16(path: Path, start: bytes) -> None:
+def refuse_utf16(path: Path, start: bytes) -> None:
+    """Refuse a list by its first bytes; raises PlaceError."""
     # A JSON text starts with an ASCII character, which in UTF-16 and UTF-32 has a zero byte beside it.
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
         raise PlaceError(f"the list {path} is UTF-16: save it as UTF-8")

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asymcir_common.errors import ImageError, PlaceError
+from asymcir_common.installation import how_to_install
 from asymcir_common.places.file_reading import MAX_FILE_BYTES, MISSING, OpenFiles, stamp_of
 from asymcir_common.places.path_reading import PathReader
 from asymcir_common.places.rules import Rejected, check_id
@@ -290,7 +291,7 @@ def _pyarrow_parquet() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as exc:
-        raise PlaceError("Parquet files need pyarrow: pip install 'asymcir[parquet]'") from exc
+        raise PlaceError(f"Parquet files need pyarrow: {how_to_install('parquet')}") from exc
     return pyarrow.parquet
 
 

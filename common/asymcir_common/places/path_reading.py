@@ -29,16 +29,18 @@ class PathReader:
         self._files = files or OpenFiles()
         self._archives: dict[str, _Archive | str | None] = {}  # a text: why not; None: it is no file
 
-    def check(self, path: Path) -> None:
+    def check(self, path: str | Path) -> None:
         """Open the archive that a path leads into, if it leads into one.
 
         Raises:
             PlaceError: that cannot be read.
         """
+        path = Path(path)
         self._find(path)
 
-    def size(self, path: Path) -> int:
+    def size(self, path: str | Path) -> int:
         """Return the size of a file or member in bytes, unpacked; MISSING (-1) where it cannot be read."""
+        path = Path(path)
         try:
             found = self._find(path)
         except PlaceError:
@@ -49,8 +51,9 @@ class PathReader:
         row = archive.rows.get(name)
         return MISSING if row is None else int(archive.members[row]["size"])
 
-    def stamp(self, path: Path) -> tuple[str, int, int]:
+    def stamp(self, path: str | Path) -> tuple[str, int, int]:
         """Return where a file or member lies, its `size`, and when the file or the archive changed, in ns."""
+        path = Path(path)
         try:
             found = self._find(path)
         except PlaceError:
@@ -66,7 +69,7 @@ class PathReader:
         where = place_of_member(place, name, member, repeated=name in archive.repeated)
         return where, int(member["size"]), changed_ns
 
-    def read(self, path: Path, name: str = "") -> bytes:
+    def read(self, path: str | Path, name: str = "") -> bytes:
         """Return the bytes of a file or member.
 
         Args:
@@ -76,6 +79,7 @@ class PathReader:
         Raises:
             ImageError: it cannot be read; see file_reading.
         """
+        path = Path(path)
         name = name or str(path)
         try:
             found = self._find(path)

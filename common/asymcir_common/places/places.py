@@ -120,7 +120,7 @@ class Places:
         return place.read(row)
 
 
-def open_places(specs: Sequence[str | Path] | str | Path, *, index_folder: Path | None = None) -> Places:
+def open_places(specs: Sequence[str | Path] | str | Path, *, index_folder: str | Path | None = None) -> Places:
     """Open the places that pictures come from.
 
     Args:
@@ -132,6 +132,7 @@ def open_places(specs: Sequence[str | Path] | str | Path, *, index_folder: Path 
     Raises:
         PlaceError: nothing there, or it is no such place, or it cannot be read. A place without a picture is none.
     """
+    index_folder = None if index_folder is None else Path(index_folder)
     specs = [specs] if isinstance(specs, str | Path) else specs
     paths = [path for spec in specs for path in _expand_spec(spec)]
     if not paths:
@@ -140,12 +141,13 @@ def open_places(specs: Sequence[str | Path] | str | Path, *, index_folder: Path 
     return Places([_open_spec(path, files, index_folder, several=len(paths) > 1) for path in paths])
 
 
-def find_pictures(place: Path) -> list[Path]:
+def find_pictures(place: str | Path) -> list[Path]:
     """Return the paths of the pictures of a folder or an archive, sorted, for `PathReader`; none where there is none.
 
     Raises:
         PlaceError: it is no such place, or cannot be read.
     """
+    place = Path(place)
     if not place.exists():
         return []
     found = _open_place(place, OpenFiles(), None, several=False)

@@ -39,7 +39,7 @@ class DeviceBundle:
     weight_storage: WeightStorage
 
     @classmethod
-    def load(cls, folder: Path) -> "DeviceBundle":
+    def load(cls, folder: str | Path) -> "DeviceBundle":
         """Verify a device bundle and read its properties.
 
         Args:
@@ -48,6 +48,7 @@ class DeviceBundle:
         Raises:
             BundleError: the folder does not match its manifest, or the manifest lacks a property or has a wrong one.
         """
+        folder = Path(folder)
         manifest = read_manifest(folder, format=DEVICE_BUNDLE)
         try:
             preprocessing = Preprocessing.from_json(_require(manifest, folder, "preprocessing", dict))

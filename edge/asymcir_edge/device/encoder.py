@@ -70,7 +70,7 @@ class QueryEncoder:
         """Whether `encode_with_maps` can tell what each token looks at."""
         return any(node.name == MAPS_NAME for node in self._session.get_outputs())
 
-    def encode_file(self, path: Path, *, tokens: int | None = None) -> NDArray[np.float32]:
+    def encode_file(self, path: str | Path, *, tokens: int | None = None) -> NDArray[np.float32]:
         """Encode a picture file; see `encode_image`.
 
         Raises:
@@ -78,6 +78,7 @@ class QueryEncoder:
             TokensError: `tokens` is not from 1 to L.
             EncoderError: the encoder failed.
         """
+        path = Path(path)
         return self.encode_image(read_image(path), tokens=tokens)
 
     def encode_image(self, pixels: NDArray[np.uint8], *, tokens: int | None = None) -> NDArray[np.float32]:

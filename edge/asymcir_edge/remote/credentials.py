@@ -26,9 +26,9 @@ class Credentials:
 
     key: str = ""
     tls: bool = False
-    ca: Path | None = None
-    certificate: Path | None = None
-    private_key: Path | None = None
+    ca: str | Path | None = None
+    certificate: str | Path | None = None
+    private_key: str | Path | None = None
     allow_plaintext_key: bool = False
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class Credentials:
         if not self.encrypted:
             return None
         try:
-            read = [path.read_bytes() if path else None for path in (self.ca, self.private_key, self.certificate)]
+            read = [Path(path).read_bytes() if path else None for path in (self.ca, self.private_key, self.certificate)]
         except OSError as exc:
             raise CredentialsError(f"cannot read {exc.filename}: {exc.strerror}") from exc
         return grpc.ssl_channel_credentials(*read)
@@ -72,12 +72,13 @@ class Credentials:
             )
 
 
-def read_key(path: Path) -> str:
+def read_key(path: str | Path) -> str:
     """Read a key from a file.
 
     Raises:
         CredentialsError: it cannot be read.
     """
+    path = Path(path)
     try:
         return path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as exc:

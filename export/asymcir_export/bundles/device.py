@@ -37,15 +37,15 @@ _LOG = logging.getLogger(__name__)
 
 def export_device_bundle(
     encoder: LightEncoder,
-    out: Path,
+    out: str | Path,
     *,
     word_space: str,
     foundation: str,
-    pictures: Path,
+    pictures: str | Path,
     storage: WeightStorage = "fp32",
     variants: Sequence[str] = VARIANTS,
-    server: Path | None = None,
-    search_set: Path | None = None,
+    server: str | Path | None = None,
+    search_set: str | Path | None = None,
     sources: Sources = (),
     force: bool = False,
 ) -> Manifest:
@@ -82,6 +82,10 @@ def export_device_bundle(
         ParityError: the exported encoder is not the one it was made from.
         BundleError: the server bundle does not load.
     """
+    out = Path(out)
+    pictures = Path(pictures)
+    server = None if server is None else Path(server)
+    search_set = None if search_set is None else Path(search_set)
     refuse_existing(out, force=force)
     if storage not in DEVICE_STORAGES:
         raise ExportError(f"expected the device encoder's storage as one of {list(DEVICE_STORAGES)}, got {storage!r}")

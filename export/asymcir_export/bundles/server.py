@@ -55,16 +55,16 @@ class _PictureTower(nn.Module):
 def export_server_bundle(
     foundation: Foundation,
     union_head: UnionHead | None,
-    out: Path,
+    out: str | Path,
     *,
-    pictures: Path,
+    pictures: str | Path,
     storage: WeightStorage = "fp32",
     union_storage: WeightStorage | None = None,
     table_storage: WeightStorage | None = None,
     text_compute: Compute = "fp32",
     visual_compute: Compute = "fp32",
-    device: Path | None = None,
-    search_set: Path | None = None,
+    device: str | Path | None = None,
+    search_set: str | Path | None = None,
     sources: Sources = (),
     force: bool = False,
 ) -> Manifest:
@@ -102,6 +102,10 @@ def export_server_bundle(
         ParityError: an exported part is not the one it was made from, or R@10 fell by more than MAX_RECALL_LOSS.
         BundleError: the device bundle does not load.
     """
+    out = Path(out)
+    pictures = Path(pictures)
+    device = None if device is None else Path(device)
+    search_set = None if search_set is None else Path(search_set)
     refuse_existing(out, force=force)
     if union_head is None and union_storage is not None:
         raise ExportError("union_storage is of a UNION head, and there is none: pass one (--union), or leave it out")

@@ -40,7 +40,7 @@ NORMALISATIONS = ("batch_norm", "instance_norm", "layer_norm")
 
 
 def check_coreml(
-    path: Path,
+    path: str | Path,
     encoder: nn.Module,
     preprocessing: Preprocessing,
     pictures: Sequence[NDArray[np.uint8]],
@@ -64,6 +64,7 @@ def check_coreml(
         NotVerifiedError: it holds an operator, or a parameter of one, that the check does not know.
         ExportError: the package is damaged, or contradicts itself.
     """
+    path = Path(path)
     program = read_program(path)
     check_epsilons(program, encoder)
     found = np.stack(_evaluate(program, pictures))
@@ -76,7 +77,7 @@ def check_coreml(
     return {**record, "precision": precision, "operators": len(program.operations)}
 
 
-def evaluate_coreml(path: Path, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+def evaluate_coreml(path: str | Path, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
     """Evaluate a saved package on the CPU.
 
     Args:
@@ -90,6 +91,7 @@ def evaluate_coreml(path: Path, pictures: Sequence[NDArray[np.uint8]]) -> list[N
         NotVerifiedError: an operator, or a parameter of one, that the evaluator does not know.
         ExportError: a damaged package, or pictures of another size.
     """
+    path = Path(path)
     return _evaluate(read_program(path), pictures)
 
 

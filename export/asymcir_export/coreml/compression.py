@@ -48,7 +48,7 @@ _CLIPS = ("clip", "relu", "relu6")
 
 
 def write_coreml_variant(
-    package: Path, variant: str, out: Path, *, pictures: Sequence[NDArray[np.uint8]] = ()
+    package: str | Path, variant: str, out: str | Path, *, pictures: Sequence[NDArray[np.uint8]] = ()
 ) -> dict[str, Any]:
     """Write a variant of a Core ML package, and read it back.
 
@@ -65,6 +65,8 @@ def write_coreml_variant(
         ExportError: an unknown variant, w8a8 without pictures, or a package that is not what was meant; then `out` is
             not there.
     """
+    package = Path(package)
+    out = Path(out)
     if variant not in VARIANT_FILES:
         raise ExportError(f"expected a Core ML variant of {list(VARIANT_FILES)}, got {variant!r}")
     spec, _ = load_spec(package)

@@ -43,7 +43,7 @@ class _NormalisedEncoder(nn.Module):
         return self.encoder((pixels - self.mean) / self.std)[0]
 
 
-def write_coreml(encoder: nn.Module, preprocessing: Preprocessing, path: Path) -> dict[str, Any]:
+def write_coreml(encoder: nn.Module, preprocessing: Preprocessing, path: str | Path) -> dict[str, Any]:
     """Write `path` (an .mlpackage folder) and read it back.
 
     Args:
@@ -58,6 +58,7 @@ def write_coreml(encoder: nn.Module, preprocessing: Preprocessing, path: Path) -
         ExportError: bicubic resizing, an encoder that coremltools cannot convert, or a package that is not
             what was meant.
     """
+    path = Path(path)
     with quiet_coremltools():
         import coremltools as ct
 

@@ -90,12 +90,13 @@ def to_onnx(module: nn.Module, inputs: Mapping[str, Tensor], *, outputs: Sequenc
     return model
 
 
-def write_onnx(model: ModelProto, path: Path) -> None:
+def write_onnx(model: ModelProto, path: str | Path) -> None:
     """Write a graph, weights above 2 GB to `FILE.data` beside it, and check what was written.
 
     Raises:
         ExportError: onnx finds the graph wrong.
     """
+    path = Path(path)
     try:
         save_onnx(model, path)
         onnx.checker.check_model(str(path), full_check=True)

@@ -133,7 +133,7 @@ class ServerBundle:
         self._word_table: WordTable | None = None
 
     @classmethod
-    def load(cls, folder: Path, *, threads: int = 0) -> "ServerBundle":
+    def load(cls, folder: str | Path, *, threads: int = 0) -> "ServerBundle":
         """Verify a folder and open it.
 
         Args:
@@ -143,6 +143,7 @@ class ServerBundle:
         Raises:
             BundleError: missing, damaged, of another format, or with a manifest that does not fit.
         """
+        folder = Path(folder)
         if not 0 <= threads <= MAX_THREADS:
             raise BundleError(f"expected 0 to {MAX_THREADS} threads, got {threads}")
         return cls(folder, read_manifest(folder, format=SERVER_BUNDLE), threads=threads)

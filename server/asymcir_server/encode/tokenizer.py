@@ -39,8 +39,9 @@ class Tokenizer:
         BundleError: the file cannot be read.
     """
 
-    def __init__(self, path: Path, *, clean: str) -> None:
+    def __init__(self, path: str | Path, *, clean: str) -> None:
         """Read `tokenizer.json`."""
+        path = Path(path)
         try:
             self._tokenizer = _Tokenizer.from_file(str(path))
         except Exception as exc:  # the library raises bare Exception

@@ -34,7 +34,7 @@ from asymcir_server.gallery.filters import DEFAULT_ITEM_COLUMN, explain_item, re
 from asymcir_server.gallery.indexes import INDEX_NAME, IndexConfig, build_index
 from asymcir_server.gallery.metadata import METADATA_NAME, MetadataWriter
 from asymcir_server.gallery.overview.gates import GateCounter
-from asymcir_server.gallery.snapshots import current_snapshot, lock_gallery, new_snapshot, publish
+from asymcir_server.gallery.snapshots import CURRENT_NAME, current_snapshot, lock_gallery, new_snapshot, publish
 from asymcir_server.gallery.sources.completion import complete
 from asymcir_server.gallery.sources.decode import decode_batches
 from asymcir_server.gallery.sources.duplicates import DUPLICATES_NAME, Duplicates, write_duplicates
@@ -99,7 +99,7 @@ class BuildConfig:
 def build_gallery(
     images: str | Path | Sequence[str | Path],
     bundle: ServerBundle,
-    out: Path,
+    out: str | Path,
     *,
     config: BuildConfig | None = None,
     progress: Progress | None = None,
@@ -118,6 +118,7 @@ def build_gallery(
         GalleryBuildError: no usable picture, a folder that is something else, another space, another build running.
         BundleError: the bundle does not fit its manifest, or cannot make the target type that is asked for.
     """
+    out = Path(out)
     started_s = time.monotonic()
     config = config or BuildConfig()
     target = config.target or bundle.default_target
@@ -187,11 +188,13 @@ def build_gallery(
 
 @contextlib.contextmanager
 def _explain_write_errors(out: Path) -> Iterator[None]:
+    before = (out / CURRENT_NAME).exists()
     try:
         yield
     except (OSError, sqlite3.Error) as exc:
+        what = "the snapshot before stays" if before else "there is no snapshot yet"
         raise GalleryBuildError(
-            f"cannot write the gallery {out}: {exc}; the snapshot before stays, free space or choose another --gallery"
+            f"cannot write the gallery {out}: {exc}; {what}: free space, or choose another --gallery"
         ) from exc
 
 

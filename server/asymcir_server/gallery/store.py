@@ -111,7 +111,7 @@ class Gallery:
     """
 
     def __init__(
-        self, folder: Path, snapshot: Path, *, shares: "Gallery | None" = None, delta: Delta | None = None
+        self, folder: str | Path, snapshot: str | Path, *, shares: "Gallery | None" = None, delta: Delta | None = None
     ) -> None:
         """Verify and open one snapshot; use `open`, which finds the current one and checks its space.
 
@@ -121,6 +121,8 @@ class Gallery:
             shares: an open gallery of the same snapshot, whose files are used, and not verified again.
             delta: the changes made to it; None reads them.
         """
+        folder = Path(folder)
+        snapshot = Path(snapshot)
         self._snapshot: _Snapshot = _Snapshot(folder, snapshot) if shares is None else shares._snapshot
         held = self._snapshot
         self._closed = False
@@ -210,7 +212,7 @@ class Gallery:
         return Gallery(self.folder, self._snapshot.folder, shares=self, delta=self._delta)
 
     @classmethod
-    def open(cls, folder: Path, target_spaces: Mapping[str, str] | None = None) -> "Gallery":
+    def open(cls, folder: str | Path, target_spaces: Mapping[str, str] | None = None) -> "Gallery":
         """Open a gallery's current snapshot.
 
         Args:
@@ -221,6 +223,7 @@ class Gallery:
             BundleError: no gallery, or a damaged one.
             SpaceMismatchError: its target space is none of these.
         """
+        folder = Path(folder)
         if not folder.is_dir():
             raise BundleError(f"no gallery at {folder}: build one with `asymcir gallery build`, or check the path")
         gallery = cls(folder, current_snapshot(folder))

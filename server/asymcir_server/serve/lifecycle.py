@@ -66,7 +66,7 @@ class ServerConfig:
     admin: bool = False
     http: HttpConfig | None = None
     tls: TlsConfig | None = None
-    keys: Path | None = None
+    keys: str | Path | None = None
     allow_plaintext: bool = False
 
     def __post_init__(self) -> None:
@@ -228,12 +228,12 @@ class RetrievalServer:
 
 
 def serve(
-    bundle_folder: Path,
-    gallery_folders: Mapping[str, Path | Sequence[Path]],
+    bundle_folder: str | Path,
+    gallery_folders: Mapping[str, str | Path | Sequence[Path]],
     config: ServerConfig,
     *,
     threads: int = 0,
-    port_file: Path | None = None,
+    port_file: str | Path | None = None,
     on_ready: Callable[[RetrievalServer], None] | None = None,
 ) -> None:
     """Load, serve until SIGTERM or SIGINT, drain, return. Call it from the main thread.
@@ -249,6 +249,8 @@ def serve(
     Raises:
         BundleError, SpaceMismatchError, ListenError: it cannot serve as asked.
     """
+    bundle_folder = Path(bundle_folder)
+    port_file = None if port_file is None else Path(port_file)
     stop = threading.Event()
 
     def request_stop(number: int, frame: FrameType | None) -> None:

@@ -154,7 +154,7 @@ def only_one_process(folder: Path, what: str) -> Iterator[None]:
         yield
 
 
-def scan_pictures(pictures: PictureSet, *, folder: Path, workers: int = 0) -> Scan:
+def scan_pictures(pictures: PictureSet, *, folder: str | Path, workers: int = 0) -> Scan:
     """Decode every picture once, and list those that cannot be.
 
     What was found is kept below the folder, so that the same pictures are scanned once; an interrupted scan goes on.
@@ -167,6 +167,7 @@ def scan_pictures(pictures: PictureSet, *, folder: Path, workers: int = 0) -> Sc
     Raises:
         DataError: not one can be decoded, or the folder's scan is damaged.
     """
+    folder = Path(folder)
     place = folder / f"scan-{pictures.digest[:16]}"
     total = len(pictures)
     with only_one_process(place, "the scan"):

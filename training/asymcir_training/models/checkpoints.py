@@ -95,17 +95,19 @@ def read_kind(folder: Path) -> str:
         return ""
 
 
-def save_light_encoder(folder: Path, model: LightEncoder, metadata: Mapping[str, Any]) -> None:
+def save_light_encoder(folder: str | Path, model: LightEncoder, metadata: Mapping[str, Any]) -> None:
     """Write a light encoder; metadata must name `word_space` and `foundation`."""
+    folder = Path(folder)
     save_checkpoint(folder, kind=LIGHT_ENCODER, model=model, config=model.config, metadata=metadata)
 
 
-def load_light_encoder(folder: Path) -> tuple[LightEncoder, dict[str, Any]]:
+def load_light_encoder(folder: str | Path) -> tuple[LightEncoder, dict[str, Any]]:
     """Load a light encoder in eval mode, and its metadata.
 
     Raises:
         CheckpointError: see `read_checkpoint`; or weights that do not fit the configuration.
     """
+    folder = Path(folder)
     config, metadata, weights = read_checkpoint(folder, kind=LIGHT_ENCODER)
     preprocessing = Preprocessing.from_json(config["preprocessing"])
     model = LightEncoder(
@@ -165,19 +167,21 @@ def load_transagg(folder: Path) -> tuple[TransAgg, dict[str, Any]]:
     return _load_of_width(folder, TRANSAGG, TransAgg)
 
 
-def save_union_head(folder: Path, model: UnionHead, metadata: Mapping[str, Any]) -> None:
+def save_union_head(folder: str | Path, model: UnionHead, metadata: Mapping[str, Any]) -> None:
     """Write a UNION head; metadata must name `word_space` and `foundation`."""
+    folder = Path(folder)
     save_checkpoint(
         folder, kind=UNION_HEAD, model=model, config={"embedding_width": model.embedding_width}, metadata=metadata
     )
 
 
-def load_union_head(folder: Path) -> tuple[UnionHead, dict[str, Any]]:
+def load_union_head(folder: str | Path) -> tuple[UnionHead, dict[str, Any]]:
     """Load a UNION head in eval mode, and its metadata.
 
     Raises:
         CheckpointError: see `read_checkpoint`; or weights that do not fit the configuration.
     """
+    folder = Path(folder)
     return _load_of_width(folder, UNION_HEAD, UnionHead)
 
 

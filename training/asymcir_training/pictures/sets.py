@@ -149,7 +149,7 @@ class Wordless:
         return {}
 
 
-def open_pictures(specs: Sequence[str | Path], *, index_folder: Path | None = None) -> Pictures:
+def open_pictures(specs: Sequence[str | Path], *, index_folder: str | Path | None = None) -> Pictures:
     """Open pictures by where they are.
 
     Args:
@@ -162,6 +162,7 @@ def open_pictures(specs: Sequence[str | Path], *, index_folder: Path | None = No
     Raises:
         DataError: nothing there, or nothing usable; says what was looked for and what was found.
     """
+    index_folder = None if index_folder is None else Path(index_folder)
     try:
         places = open_places(specs, index_folder=index_folder)
     except PlaceError as exc:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asymcir_common.files import write_atomically
+from asymcir_common.installation import how_to_install
 
 from asymcir_training.runs.durations import describe_time
 
@@ -34,7 +35,6 @@ CLOCK_FIGURES = (STEPS_PER_S, WAIT_SHARE)
 
 _COLUMNS = 3
 _CELL_INCHES = (4.2, 2.8)
-_INSTALL = "pip install 'asymcir[training]'"
 _LOG = logging.getLogger(__name__)
 
 
@@ -126,7 +126,9 @@ class RunLog:
                 figure.savefig(temporary, format="png", dpi=120, metadata={"Description": names})
                 temporary.replace(self._folder / CURVES_FILE)
         except ImportError as exc:
-            _LOG.warning("%s is not drawn, for %s is not installed: %s", CURVES_FILE, exc.name, _INSTALL)
+            _LOG.warning(
+                "%s is not drawn, for %s is not installed: %s", CURVES_FILE, exc.name, how_to_install("training")
+            )
         except OSError as exc:
             _LOG.warning("%s is not drawn: %s", CURVES_FILE, exc)
 
@@ -193,7 +195,9 @@ def _open_events(folder: Path, first: int) -> "SummaryWriter | None":
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as exc:
-        _LOG.warning("no TensorBoard events, for %s is not installed: %s", exc.name or "tensorboard", _INSTALL)
+        _LOG.warning(
+            "no TensorBoard events, for %s is not installed: %s", exc.name or "tensorboard", how_to_install("training")
+        )
         return None
     # What an interrupted run wrote after its state is hidden, as it comes again.
     return SummaryWriter(str(folder), purge_step=first + 1)

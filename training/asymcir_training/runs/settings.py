@@ -35,6 +35,7 @@ class LoopConfig:
     allow_changes: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))  # a text will do
         if self.steps < 1:
             raise TrainingError(f"expected 1 or more training steps, got {self.steps}: ask for at least one epoch")
         for name, least in (("save_every", 1), ("log_every", 1), ("validate_every", 0)):

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from asymcir_common import PlaceError
+from asymcir_common.files import read_utf8
 from pydantic import TypeAdapter, ValidationError
 
 from asymcir_training.errors import ConfigError, TrainingError
@@ -42,8 +44,10 @@ def load_config(
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+            values = tomllib.loads(read_utf8(path))
+        except PlaceError as exc:
+            raise ConfigError(f"no configuration: {exc}") from exc
+        except tomllib.TOMLDecodeError as exc:
             raise ConfigError(f"cannot read the configuration {path}: {exc}") from exc
     for text in overrides:
         _override(values, text)

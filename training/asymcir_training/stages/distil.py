@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from asymcir_common import PlaceError
+from asymcir_common.files import read_utf8
 
 from asymcir_training.engine.execution import Execution
 from asymcir_training.errors import DataError
@@ -127,9 +129,9 @@ def _number_lines(path: Path | None) -> list[tuple[int, str]]:
     if path is None:
         return []
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as exc:
-        raise DataError(f"cannot read {path}: {exc}") from exc
+        lines = [line.strip() for line in read_utf8(path).splitlines()]
+    except PlaceError as exc:
+        raise DataError(str(exc)) from exc
     return [(number, line) for number, line in enumerate(lines, 1) if line]
 
 

@@ -101,7 +101,7 @@ class TeacherCache:
 
 
 def build_teacher_cache(
-    root: Path,
+    root: str | Path,
     foundation: Foundation,
     pictures: PictureSet,
     *,
@@ -133,6 +133,7 @@ def build_teacher_cache(
         DataError: not one picture can be decoded.
         FoundationError: patches of a tower that has none.
     """
+    root = Path(root)
     if autocast not in _PRECISIONS:
         raise CacheError(f"expected the precision float32 (None), bfloat16 or float16, got {autocast}")
     facts = {

@@ -26,6 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from asymcir_common import PlaceError
+from asymcir_common.files import read_utf8
+
 from asymcir_training.errors import DataError
 from asymcir_training.triplets.records import READERS, detect_format
 from asymcir_training.triplets.triplet import PictureTriplet
@@ -38,10 +41,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def read_triplets(
-    path: Path,
+    path: str | Path,
     *,
     format: Format = "auto",
-    images: Path | None = None,
+    images: str | Path | None = None,
     limit: int | None = None,
     step: int | None = None,
     seed: int | None = None,
@@ -62,6 +65,8 @@ def read_triplets(
     Raises:
         DataError: no such list, a record that is not of the format (by its number), or nothing left.
     """
+    path = Path(path)
+    images = None if images is None else Path(images)
     if format != "auto" and format not in FORMATS:
         raise DataError(f"expected a format of auto, {', '.join(FORMATS)}, got {format!r}")
     text = _read_text(path)
@@ -75,9 +80,9 @@ def read_triplets(
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise DataError(f"cannot read the triplets {path}: {exc}") from exc
+        return read_utf8(path)
+    except PlaceError as exc:
+        raise DataError(f"no triplets: {exc}") from exc
 
 
 def _sample(

@@ -237,7 +237,7 @@ def _describe_wanted(editor: Editor, bundle: ServerBundle) -> Wanted:
 
 
 def add_pictures(
-    gallery: Path,
+    gallery: str | Path,
     images: str | Path | Sequence[str | Path],
     bundle: ServerBundle,
     *,
@@ -258,6 +258,7 @@ def add_pictures(
         GalleryBuildError: nothing to read, another writer, or a gallery that cannot be written.
         SpaceMismatchError: the bundle makes vectors of another space.
     """
+    gallery = Path(gallery)
     started_s = time.monotonic()
     config = config or AddConfig()
     source = open_source(images)

@@ -59,7 +59,7 @@ class CompactReport:
 
 
 def compact_gallery(
-    folder: Path, *, index: str | None = None, wait_s: float = 0.0, opened: Gallery | None = None
+    folder: str | Path, *, index: str | None = None, wait_s: float = 0.0, opened: Gallery | None = None
 ) -> CompactReport:
     """Write the current snapshot with its changes as the next one, and make it the one that answers.
 
@@ -75,6 +75,7 @@ def compact_gallery(
         BundleError: no gallery, or a damaged one.
         GalleryBuildError: nothing would be left, another writer, or a gallery that cannot be written.
     """
+    folder = Path(folder)
     started_s = time.monotonic()
     with edit_gallery(folder, "gallery compact", opened=opened, wait_s=wait_s) as editor:
         gallery = editor.gallery

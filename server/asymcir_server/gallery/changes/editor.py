@@ -181,7 +181,9 @@ class Editor:
 
 
 @contextlib.contextmanager
-def edit_gallery(folder: Path, command: str, *, opened: Gallery | None = None, wait_s: float = 0.0) -> Iterator[Editor]:
+def edit_gallery(
+    folder: str | Path, command: str, *, opened: Gallery | None = None, wait_s: float = 0.0
+) -> Iterator[Editor]:
     """Hold a gallery as its one writer, with its current snapshot and changes open.
 
     Args:
@@ -195,6 +197,7 @@ def edit_gallery(folder: Path, command: str, *, opened: Gallery | None = None, w
         GalleryLockedError: another writer holds it.
         GalleryBuildError: it cannot be written.
     """
+    folder = Path(folder)
     current_snapshot(folder)  # the lock would make a gallery where there is none
     with lock_gallery(folder, command, wait_s=wait_s), explain_write_errors(folder):
         snapshot = current_snapshot(folder)

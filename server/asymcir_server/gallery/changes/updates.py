@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from asymcir_common.places.lists import parse_record
+from asymcir_common.places.lists import parse_record, refuse_utf16
 
 from asymcir_server.errors import GalleryBuildError
 from asymcir_server.gallery.sources.entries import read_metadata
@@ -18,6 +18,8 @@ def read_updates(path: Path) -> list[tuple[str, dict[str, Any]]]:
     updates = list[tuple[str, dict[str, Any]]]()
     try:
         with path.open("rb") as stream:
+            refuse_utf16(path, stream.read(4))
+            stream.seek(0)
             for number, line in enumerate(stream, 1):
                 if not line.strip():
                     continue

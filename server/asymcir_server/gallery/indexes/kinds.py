@@ -72,7 +72,7 @@ class IndexConfig:
     kind: str = AUTO
     recall: float = DEFAULT_RECALL
     memory_budget_bytes: int = DEFAULT_MEMORY_BUDGET_BYTES
-    recall_queries: Path | None = None
+    recall_queries: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in (*KINDS, AUTO):

@@ -76,7 +76,7 @@ class RecallCheck:
         return float(recalls.mean()), float(recalls.std() / np.sqrt(len(recalls)))
 
 
-def make_check(vectors: NDArray[np.float32], queries: Path | None = None) -> RecallCheck:
+def make_check(vectors: NDArray[np.float32], queries: str | Path | None = None) -> RecallCheck:
     """Choose the queries and search them by brute force in NumPy.
 
     Args:
@@ -86,7 +86,7 @@ def make_check(vectors: NDArray[np.float32], queries: Path | None = None) -> Rec
     Raises:
         GalleryBuildError: the queries cannot be read, or are of another form.
     """
-    asked = _sample_queries(vectors) if queries is None else _read_queries(queries, vectors.shape[1])
+    asked = _sample_queries(vectors) if queries is None else _read_queries(Path(queries), vectors.shape[1])
     depth = min(RECALL_DEPTH, len(vectors))
     best = np.empty((len(asked), 0), dtype=np.float32)
     for start in range(0, len(vectors), _CHUNK_ROWS):

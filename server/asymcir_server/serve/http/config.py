@@ -27,8 +27,8 @@ class HttpConfig:
 
     port: int = 0
     allowed_origins: tuple[str, ...] = ()
-    device_bundle: Path | None = None
-    web_folder: Path | None = None
+    device_bundle: str | Path | None = None
+    web_folder: str | Path | None = None
     receive_timeout_s: float = 10.0
     idle_timeout_s: float = 60.0
     max_connections: int = 1024
@@ -45,5 +45,5 @@ class HttpConfig:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ListenError(f"expected an origin such as https://shop.example, or *, got {origin!r}")
         for folder in (self.device_bundle, self.web_folder):
-            if folder is not None and not folder.is_dir():
+            if folder is not None and not Path(folder).is_dir():
                 raise ListenError(f"expected a folder to serve files of, got {folder}, which is none")

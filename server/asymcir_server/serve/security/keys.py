@@ -46,7 +46,7 @@ class Key:
     created: str
 
 
-def create_key(path: Path, *, name: str, role: Role) -> str:
+def create_key(path: str | Path, *, name: str, role: Role) -> str:
     """Add a key to a file, which is made where there is none.
 
     Returns:
@@ -55,6 +55,7 @@ def create_key(path: Path, *, name: str, role: Role) -> str:
     Raises:
         KeysError: the file cannot be read or written, or the name or role does not fit.
     """
+    path = Path(path)
     if not _NAME.fullmatch(name):
         raise KeysError(f"expected a name of letters, digits, '.', '_', '@' and '-', got {name!r}")
     if role not in ROLES:
@@ -66,12 +67,13 @@ def create_key(path: Path, *, name: str, role: Role) -> str:
     return f"ak_{identity}_{secret}"
 
 
-def revoke_key(path: Path, identity: str) -> Key:
+def revoke_key(path: str | Path, identity: str) -> Key:
     """Remove a key from a file, by its id; servers refuse it within a second.
 
     Raises:
         KeysError: there is no such key.
     """
+    path = Path(path)
     keys = read_keys(path)
     for key in keys:
         if key.id == identity:
@@ -80,12 +82,13 @@ def revoke_key(path: Path, identity: str) -> Key:
     raise KeysError(f"no key {identity!r} in {path}: `asymcir keys list` shows their ids")
 
 
-def read_keys(path: Path) -> list[Key]:
+def read_keys(path: str | Path) -> list[Key]:
     """Read a file of keys.
 
     Raises:
         KeysError: it cannot be read, or is none.
     """
+    path = Path(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != _FORMAT or record["version"] != 1:
@@ -104,12 +107,13 @@ def read_keys(path: Path) -> list[Key]:
 class KeyStore:
     """The keys of a file, read again when it changes. Safe to share between threads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         """Read the file.
 
         Raises:
             KeysError: it cannot be read.
         """
+        path = Path(path)
         self._path, self._lock = path, threading.Lock()
         self._keys = {key.id: key for key in read_keys(path)}
         self._stamp = self._look()

@@ -26,9 +26,9 @@ class TlsConfig:
         client_ca: clients must have a certificate that one of these signed; None: they need none.
     """
 
-    certificate: Path
-    private_key: Path
-    client_ca: Path | None = None
+    certificate: str | Path
+    private_key: str | Path
+    client_ca: str | Path | None = None
 
     def read(self) -> tuple[bytes, bytes, bytes | None]:
         """Return certificate, key and client CA.
@@ -38,8 +38,8 @@ class TlsConfig:
         """
         self.make_context()
         try:
-            ca = None if self.client_ca is None else self.client_ca.read_bytes()
-            return self.certificate.read_bytes(), self.private_key.read_bytes(), ca
+            ca = None if self.client_ca is None else Path(self.client_ca).read_bytes()
+            return Path(self.certificate).read_bytes(), Path(self.private_key).read_bytes(), ca
         except OSError as exc:
             raise ListenError(f"cannot read {exc.filename}: {exc.strerror}") from exc
 
@@ -60,7 +60,9 @@ class TlsConfig:
     def stamp(self) -> tuple[int, ...]:
         """What changes when a file does."""
         paths = (self.certificate, self.private_key, self.client_ca)
-        return tuple(path.stat().st_mtime_ns for path in paths if path is not None and path.exists())
+        return tuple(
+            path.stat().st_mtime_ns for path in (Path(name) for name in paths if name is not None) if path.exists()
+        )
 
 
 class _Changes:
