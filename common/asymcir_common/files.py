@@ -39,8 +39,9 @@ def replacing(path: str | Path, *, mode: int | None = None) -> Iterator[BinaryIO
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

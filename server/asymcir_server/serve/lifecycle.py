@@ -267,7 +267,7 @@ def serve(
         for name, folder in gallery_folders.items():
             galleries[name] = GalleryHolder(
                 Gallery.open(folder, bundle.target_spaces)
-                if isinstance(folder, Path)
+                if isinstance(folder, str | Path)
                 else ShardedGallery.open(folder, bundle.target_spaces)
             )
         server = RetrievalServer(bundle, galleries, config)
