@@ -36,13 +36,7 @@ class Admission:
             OverloadedError: too many requests are in flight.
         """
         with self._lock:
-            if self._draining:
-                raise UnavailableError(SHUTTING_DOWN)
-            if self._in_flight >= self._max_in_flight:
-                raise OverloadedError(
-                    f"{self._in_flight} requests are in flight, the limit: try again in {RETRY_AFTER_MS} ms",
-                    retry_after_ms=RETRY_AFTER_MS,
-                )
+            self.check_room()
             self._in_flight += 1
         try:
             yield
@@ -50,6 +44,21 @@ class Admission:
             with self._lock:
                 self._in_flight -= 1
                 self._lock.notify_all()
+
+    def check_room(self) -> None:
+        """Refuse a request that cannot be let in now, without letting one in; costs next to nothing.
+
+        Raises:
+            UnavailableError: the server drains.
+            OverloadedError: too many requests are in flight.
+        """
+        if self._draining:
+            raise UnavailableError(SHUTTING_DOWN)
+        if self._in_flight >= self._max_in_flight:
+            raise OverloadedError(
+                f"{self._in_flight} requests are in flight, the limit: try again in {RETRY_AFTER_MS} ms",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
 
     @property
     def draining(self) -> bool:

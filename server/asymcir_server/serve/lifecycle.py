@@ -6,16 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 
-import grpc
 from asymcir_common.arguments import MAX_PORT, MAX_TIMEOUT_S
 from asymcir_common.files import write_atomically
-from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from asymcir_protos.v1 import retrieval_pb2
+from google.protobuf.descriptor import ServiceDescriptor
 
 from asymcir_server.encode.bundle import ServerBundle
 from asymcir_server.errors import ListenError
@@ -26,12 +24,15 @@ from asymcir_server.serve.http import HttpConfig, HttpServer
 from asymcir_server.serve.http.app import make_app
 from asymcir_server.serve.http.server import listen
 from asymcir_server.serve.listening import UnixSocket, bind_port, join_address, probe_port
-from asymcir_server.serve.security import Access, Gate, KeyStore, TlsConfig
+from asymcir_server.serve.rpc import GrpcServer
+from asymcir_server.serve.rpc.calls import CallRules, make_handler
+from asymcir_server.serve.security import Access, KeyStore, TlsConfig
 from asymcir_server.serve.security.tls import is_loopback, make_http_context
 from asymcir_server.serve.service import MAX_MESSAGE_BYTES, RetrievalService, ServiceLimits
 
-ADMIN_SERVICE_NAME: str = retrieval_pb2.DESCRIPTOR.services_by_name["GalleryAdmin"].full_name
-SERVICE_NAME: str = retrieval_pb2.DESCRIPTOR.services_by_name["Retrieval"].full_name
+_RETRIEVAL: ServiceDescriptor = retrieval_pb2.DESCRIPTOR.services_by_name["Retrieval"]
+_ADMIN: ServiceDescriptor = retrieval_pb2.DESCRIPTOR.services_by_name["GalleryAdmin"]
+SERVICE_NAME, ADMIN_SERVICE_NAME = _RETRIEVAL.full_name, _ADMIN.full_name
 
 _SPARE_THREADS = 4  # for refusals, Describe and health while every admitted request waits
 _HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -54,6 +55,7 @@ class ServerConfig:
         http: answer over HTTP too; None: only gRPC.
         tls: certificates of both faces; None: plain text, on addresses of this machine only.
         keys: a file of `asymcir keys`; None: whoever reaches the server may call.
+        receive_timeout_s: how long a gRPC call may take to send its message; over HTTP that is `http`'s.
         allow_plaintext: listen without TLS on other addresses too, because something before the server does TLS.
     """
 
@@ -67,6 +69,7 @@ class ServerConfig:
     http: HttpConfig | None = None
     tls: TlsConfig | None = None
     keys: str | Path | None = None
+    receive_timeout_s: float = 20.0
     allow_plaintext: bool = False
 
     def __post_init__(self) -> None:
@@ -118,11 +121,9 @@ class RetrievalServer:
         self.port = self.http_port = 0
         self._access = Access(None if self._config.keys is None else KeyStore(self._config.keys))
         threads = self._config.limits.max_in_flight + _SPARE_THREADS
-        self._pools = ThreadPoolExecutor(threads, "rpc"), ThreadPoolExecutor(1, "health")
-        self._health = health.HealthServicer(experimental_thread_pool=self._pools[1])
-        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._pool = ThreadPoolExecutor(threads, "rpc")
         self._admin = GalleryAdminService(bundle, self.service) if self._config.admin else None
-        self._server = _make_server(self.service, self._health, self._pools[0], self._admin, self._access)
+        self._grpc: GrpcServer | None = None
         self._http: HttpServer | None = None
         self._socket: UnixSocket | None = None
         self._ready = False
@@ -150,21 +151,22 @@ class RetrievalServer:
         Raises:
             ListenError: the address is in use or not ours.
         """
-        if self._config.unix_socket is not None:
-            self._socket = UnixSocket(Path(self._config.unix_socket))
-            self._socket.bind(self._server, self._config.tls)
-        else:
-            self.port = bind_port(self._server, self._config.host, self._config.port, self._config.tls)
+        grpc = self._grpc = self._make_grpc()
         try:
+            if self._config.unix_socket is not None:
+                self._socket = UnixSocket(Path(self._config.unix_socket))
+                self._socket.bind(grpc, self._config.tls)
+            else:
+                self.port = bind_port(grpc, self._config.host, self._config.port, self._config.tls)
             if self._config.http is not None:
                 self._http = self._start_http(self._config.http)
-            self._server.start()
+            grpc.start()
             self.service.warm_up()
         except BaseException:
             self.stop()
             raise
         self._ready = True
-        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        grpc.set_serving(True)
         if self._config.follow:
             self._follow = FollowThread(self.service.followers)
         return self.port
@@ -175,18 +177,19 @@ class RetrievalServer:
             return
         self._stopped = True
         self._ready = False
-        self._health.enter_graceful_shutdown()
+        if self._grpc is not None:
+            self._grpc.enter_graceful_shutdown()
         self.service.admission.drain()
         # Closing gRPC's server at once would cancel newcomers; while requests end they get the refusal that says why.
         started_s = time.monotonic()
         self.service.admission.wait_until_idle(self._config.drain_timeout_s)
         if self._http is not None:
             self._http.stop()
-        self._server.stop(max(0.0, self._config.drain_timeout_s - (time.monotonic() - started_s))).wait()
+        if self._grpc is not None:
+            self._grpc.stop(max(0.0, self._config.drain_timeout_s - (time.monotonic() - started_s)))
         if self._socket is not None:
             self._socket.remove()
-        for pool in self._pools:
-            pool.shutdown(wait=False)
+        self._pool.shutdown(wait=False)
         self.service.close()
         if self._follow is not None:
             self._follow.close()
@@ -222,9 +225,23 @@ class RetrievalServer:
         server.start()
         return server
 
-    def _set_health(self, status: int) -> None:
-        for name in ("", SERVICE_NAME):
-            self._health.set(name, status)
+    def _make_grpc(self) -> GrpcServer:
+        rules = CallRules(
+            access=self._access,
+            max_bytes=MAX_MESSAGE_BYTES,
+            receive_timeout_s=self._config.receive_timeout_s,
+            check_room={"Search": self.service.admission.check_room},
+        )
+        handlers = [make_handler(_RETRIEVAL, self.service, self._pool, rules)]
+        if self._admin is not None:
+            rules = replace(rules, max_bytes=MAX_PICTURE_MESSAGE_BYTES, check_room={})
+            handlers.append(make_handler(_ADMIN, self._admin, self._pool, rules))
+        return GrpcServer(
+            handlers,
+            [SERVICE_NAME] if self._admin is None else [SERVICE_NAME, ADMIN_SERVICE_NAME],
+            max_receive_bytes=rules.max_bytes,
+            max_send_bytes=MAX_MESSAGE_BYTES,
+        )
 
 
 def serve(
@@ -288,39 +305,6 @@ def serve(
             gallery.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _make_server(
-    service: RetrievalService,
-    health_service: health.HealthServicer,
-    pool: ThreadPoolExecutor,
-    admin: GalleryAdminService | None,
-    access: Access,
-) -> grpc.Server:
-    server = grpc.server(
-        pool,
-        interceptors=[Gate(access, {SERVICE_NAME: MAX_MESSAGE_BYTES, ADMIN_SERVICE_NAME: MAX_PICTURE_MESSAGE_BYTES})],
-        options=[
-            # Without this two servers share one port silently and answer in turns.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES if admin is None else MAX_PICTURE_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            # Phones ping an idle channel to keep it through NATs; by default a server answers that with
-            # GOAWAY too_many_pings when they come more often than every five minutes.
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ],
-    )
-    retrieval_pb2_grpc.add_RetrievalServicer_to_server(service, server)  # type: ignore[no-untyped-call]
-    names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
-    if admin is not None:
-        retrieval_pb2_grpc.add_GalleryAdminServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
-        names.insert(1, ADMIN_SERVICE_NAME)
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    reflection.enable_server_reflection(names, server)
-    return server
 
 
 def _write_port(path: Path, port: int) -> None:

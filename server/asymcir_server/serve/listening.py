@@ -6,9 +6,8 @@ import socket
 import stat
 from pathlib import Path
 
-import grpc
-
 from asymcir_server.errors import ListenError
+from asymcir_server.serve.rpc import GrpcServer
 from asymcir_server.serve.security import TlsConfig
 from asymcir_server.serve.security.tls import make_grpc_credentials
 
@@ -59,7 +58,7 @@ class UnixSocket:
                 raise ListenError(f"cannot use the Unix socket {path}: {exc.strerror}") from exc
         raise ListenError(f"another server listens on the Unix socket {path}: stop it, or choose another path")
 
-    def bind(self, server: grpc.Server, tls: TlsConfig | None) -> None:
+    def bind(self, server: GrpcServer, tls: TlsConfig | None) -> None:
         """Let a server listen here; raises what `probe` raises."""
         self.probe()
         self._path.unlink(missing_ok=True)
@@ -82,7 +81,7 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def bind_port(server: grpc.Server, host: str, port: int, tls: TlsConfig | None) -> int:
+def bind_port(server: GrpcServer, host: str, port: int, tls: TlsConfig | None) -> int:
     """Let a server listen on a port, and return it.
 
     Raises:
@@ -118,12 +117,9 @@ def probe_port(host: str, port: int) -> None:
         raise ListenError(f"cannot listen on {host}:{port}: {os.strerror(exc.errno or 0)}") from exc
 
 
-def _add_address(server: grpc.Server, address: str, tls: TlsConfig | None) -> int:
+def _add_address(server: GrpcServer, address: str, tls: TlsConfig | None) -> int:
     try:
-        if tls is None:
-            bound = server.add_insecure_port(address)
-        else:
-            bound = server.add_secure_port(address, make_grpc_credentials(tls))
+        bound = server.bind(address, None if tls is None else make_grpc_credentials(tls))
     except RuntimeError as exc:  # taken between the probe and now
         raise ListenError(f"cannot listen on {address}: choose another --port, or 0 for a free one") from exc
     if bound == 0:

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from contextvars import copy_context
 from typing import Any, NoReturn
@@ -18,6 +18,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from asymcir_server.errors import ServerError
+from asymcir_server.serve.rpc.context import CallContext, Metadata
 from asymcir_server.serve.security.access import AUTHORIZATION, Access, current_caller
 from asymcir_server.serve.status import to_status
 
@@ -30,18 +31,14 @@ _TYPES = {
 }
 _END = object()
 
-Metadata = tuple[tuple[str, str | bytes], ...]
 
-
-class CallContext(grpc.ServicerContext):
+class HttpCallContext(CallContext):
     """What a servicer asks of a call, for a call that came over HTTP."""
 
     def __init__(self, context: RequestContext[Any, Any]) -> None:
         """Wrap the context of a Connect call."""
+        super().__init__()
         self._context = context
-        self._trailing: Metadata = ()
-        self._callbacks: list[Callable[[], None]] = []
-        self._active = True
 
     def time_remaining(self) -> float | None:  # type: ignore[override]  # as gRPC's own does
         """What is left of the caller's deadline, seconds; None without one."""
@@ -56,14 +53,6 @@ class CallContext(grpc.ServicerContext):
         """Who calls, as address:port."""
         return self._context.client_address or ""
 
-    def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
-        """Send these beside the answer or the error."""
-        self._trailing = tuple(trailing_metadata)
-
-    def trailing_metadata(self) -> Metadata:
-        """What is sent beside the answer."""
-        return self._trailing
-
     def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
         """End the call with an error."""
         self.send_trailing_metadata()
@@ -75,54 +64,6 @@ class CallContext(grpc.ServicerContext):
             self._context.response_trailers.add(key, str(value))
             if key == RETRY_AFTER_KEY:
                 self._context.response_headers["retry-after"] = str(math.ceil(int(value) / 1000.0))
-
-    def is_active(self) -> bool:
-        """The caller still waits."""
-        return self._active
-
-    def add_callback(self, callback: Callable[[], None]) -> bool:
-        """Call back when the call ends; False where it has ended."""
-        if self._active:
-            self._callbacks.append(callback)
-        return self._active
-
-    def end(self) -> None:
-        """The call has ended, by its answer or because the caller has gone."""
-        self._active = False
-        for callback in self._callbacks:
-            callback()
-        self._callbacks.clear()
-
-    def cancel(self) -> None:
-        """End the call."""
-        self.end()
-
-    def send_initial_metadata(self, initial_metadata: Metadata) -> None:
-        """Send headers with the answer."""
-        for key, value in initial_metadata:
-            self._context.response_headers.add(key, str(value))
-
-    def abort_with_status(self, status: grpc.Status) -> NoReturn:
-        """End the call with an error."""
-        self.abort(status.code, status.details)
-
-    def set_code(self, code: grpc.StatusCode) -> None:
-        """Not offered: servicers abort."""
-        raise NotImplementedError
-
-    def set_details(self, details: str) -> None:
-        """Not offered: servicers abort."""
-        raise NotImplementedError
-
-    def peer_identities(self) -> None:
-        """None: clients are told apart by their keys."""
-
-    def peer_identity_key(self) -> None:
-        """None: clients are told apart by their keys."""
-
-    def auth_context(self) -> Mapping[str, Any]:
-        """Empty: clients are told apart by their keys."""
-        return {}
 
 
 class CheckCaller:
@@ -175,7 +116,7 @@ def _make_endpoint(method: MethodDescriptor, call: Callable[..., Any], pool: Exe
 
     async def one(request: Any, context: RequestContext[Any, Any]) -> Any:
         """Answer with one message."""
-        adapted = CallContext(context)
+        adapted = HttpCallContext(context)
         loop = asyncio.get_running_loop()
         if method.client_streaming:
             request = _iterate(request, loop)
@@ -188,7 +129,7 @@ def _make_endpoint(method: MethodDescriptor, call: Callable[..., Any], pool: Exe
 
     async def many(request: Any, context: RequestContext[Any, Any]) -> AsyncIterator[Any]:
         """Answer with a stream."""
-        adapted = CallContext(context)
+        adapted = HttpCallContext(context)
         loop = asyncio.get_running_loop()
         if method.client_streaming:
             request = _iterate(request, loop)
