@@ -421,6 +421,8 @@ def parse_galleries(values: list[str]) -> dict[str, "Path | list[Path]"]:
     Raises:
         ListenError: a name is given twice, or a shard is added to a gallery that was not named before it.
     """
+    from asymcir_common.places.rules import to_nfc
+
     from asymcir_server.errors import ListenError
 
     found: dict[str, Path | list[Path]] = {}
@@ -429,7 +431,7 @@ def parse_galleries(values: list[str]) -> dict[str, "Path | list[Path]"]:
         if not value.strip():
             raise ListenError("expected --gallery [NAME=]FOLDER, got an empty text")
         path = Path(named[3] if named else value)
-        name = named[1] if named else path.resolve().name
+        name = named[1] if named else to_nfc(path.resolve().name)
         if named and named[2]:
             if name not in found:
                 raise ListenError(

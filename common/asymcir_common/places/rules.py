@@ -4,7 +4,7 @@
 |---|---|
 | files of a folder or an archive | taken by the suffixes of PICTURE_SUFFIXES; a list may name any file |
 | hidden files and folders, JUNK_NAMES | left out, and counted |
-| ids | UTF-8 text of 1 to MAX_ID_BYTES bytes; others are rejected |
+| ids | UTF-8 text of 1 to MAX_ID_BYTES bytes; others are rejected; a gallery keeps them in Unicode's form NFC |
 | names in archives | a leading `./` is removed; names with `..` or a leading `/` are rejected |
 | links to files | followed in a folder and in a list; rejected in an archive |
 | links to folders | rejected |
@@ -15,6 +15,7 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -88,6 +89,11 @@ def leaves_its_place(name: str) -> bool:
 def is_compressed_tar(name: str) -> bool:
     """Whether a file's name is that of a compressed tar, out of which no single file can be read."""
     return _COMPRESSED.search(name) is not None
+
+
+def to_nfc(text: str) -> str:
+    """Return a text in Unicode's form NFC: "é" is one character, however a file system or a keyboard spells it."""
+    return unicodedata.normalize("NFC", text)
 
 
 def check_id(identity: str) -> str | None:

@@ -21,6 +21,10 @@ MAX_MODIFIER_BYTES = 8192
 """Above this a modifier is refused before it is tokenised: tokenising is the only step whose cost it drives."""
 
 
+_SHOWN_WORDS = 3
+_SHOWN_CHARACTERS = 40
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptBatch:
     """Padded prompts, as the text encoder takes them.
@@ -103,6 +107,19 @@ class Composer:
             return np.concatenate([self._plain_prefix, tokens, self._plain_suffix])
         return self._compose_modified(tokens, modifier)
 
+    def explain_unread(self, modifier: str) -> list[str]:
+        """Say what of a modifier the text encoder does not read, a sentence each."""
+        if not modifier.strip():
+            return []
+        if not self._tokenizer.encode(modifier):
+            return [f"the text encoder reads nothing of the change {_show(modifier)}: it was left out"]
+        unknown = self._tokenizer.find_unknown(modifier)
+        if not unknown:
+            return []
+        shown = ", ".join(_show(word) for word in unknown[:_SHOWN_WORDS])
+        more = f" and {len(unknown) - _SHOWN_WORDS} more" if len(unknown) > _SHOWN_WORDS else ""
+        return [f"words that the text encoder does not know: {shown}{more}"]
+
     def compose_text(self, text: str) -> NDArray[np.float32]:
         """Compose plain text, without a template.
 
@@ -159,3 +176,7 @@ class Composer:
 
     def _words(self, text: str) -> NDArray[np.float32]:
         return self._table.lookup(self._tokenizer.encode(text))
+
+
+def _show(text: str) -> str:
+    return ascii(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...")

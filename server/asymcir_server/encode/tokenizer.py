@@ -49,6 +49,8 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()  # what does not fit is refused with a count, not cut
         self._clean = clean
+        unknown = getattr(self._tokenizer.model, "unk_token", None)  # a vocabulary of bytes needs none
+        self._unknown = None if unknown is None else self._tokenizer.token_to_id(unknown)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of the words of a text, without start, end or padding.
@@ -63,3 +65,12 @@ class Tokenizer:
         cleaned = clean_text(text, self._clean)
         ids: list[int] = self._tokenizer.encode(cleaned, add_special_tokens=False).ids
         return ids
+
+    def find_unknown(self, text: str) -> list[str]:
+        """Return the words of a text that the vocabulary lacks: all of them are one and the same to the encoder."""
+        if self._unknown is None:
+            return []
+        cleaned = clean_text(text, self._clean)
+        encoding = self._tokenizer.encode(cleaned, add_special_tokens=False)
+        places = zip(encoding.ids, encoding.offsets, strict=True)
+        return list(dict.fromkeys(cleaned[start:end] for found, (start, end) in places if found == self._unknown))

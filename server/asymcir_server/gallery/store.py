@@ -1,6 +1,7 @@
 """An open gallery: the current snapshot and the changes made to it, read-only."""
 
 import threading
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from asymcir_common import BundleError, read_manifest
 from asymcir_common.manifest import GALLERY, Manifest
+from asymcir_common.places.rules import to_nfc
 from asymcir_protos.v1 import retrieval_pb2
 from numpy.typing import NDArray
 
@@ -270,7 +272,7 @@ class Gallery:
         selection = None if where is None else self._selections.select(where, columns)
         if selection is not None and len(selection) == self.size:
             selection = None
-        excluded = self._find_excluded(list(dict.fromkeys(excluded_ids)))
+        excluded = self._find_excluded(list(dict.fromkeys([*excluded_ids, *self.canonical(excluded_ids)])))
         if self.has_items and not every_picture:
             scores, rows = self._search_items(query, top_k, excluded, selection)
         else:
@@ -285,12 +287,20 @@ class Gallery:
 
     def find_unknown(self, ids: Sequence[str]) -> list[str]:
         """Return those of some ids that are neither of a picture nor of an item."""
-        held = self._metadata.rows(ids)
+        spelled = dict(zip(ids, self.canonical(ids), strict=True))
+        held = self._metadata.rows(list(spelled.values()))
         return [
             one
-            for one in dict.fromkeys(ids)
-            if one not in held and not (self.has_items and len(self._metadata.item_rows([one])))
+            for one, other in spelled.items()
+            if other not in held and not (self.has_items and len(self._metadata.item_rows([one, other])))
         ]
+
+    def canonical(self, ids: Sequence[str]) -> list[str]:
+        """Return ids as the gallery spells them: in Unicode's form NFC, but for those of galleries of before."""
+        if all(unicodedata.is_normalized("NFC", one) for one in ids):
+            return list(ids)
+        held = self._metadata.rows(ids)
+        return [one if one in held else to_nfc(one) for one in ids]
 
     def rows(self, ids: Sequence[str]) -> dict[str, int]:
         """Map ids to rows, numbers that only this open gallery gives a meaning; unknown ids are left out."""
@@ -298,7 +308,7 @@ class Gallery:
 
     def digest(self, identity: str) -> bytes | None:
         """Return the SHA-256 of a picture's file; None where it is not known."""
-        return self._metadata.digest(identity)
+        return self._metadata.digest(*self.canonical([identity]))
 
     def select(self, where: retrieval_pb2.Filter) -> list[str]:
         """Return the ids of the pictures whose metadata satisfy a filter.
@@ -352,6 +362,7 @@ class Gallery:
 
     def thumbnail(self, identity: str) -> bytes | None:
         """Return the thumbnail of a picture, a WebP file; None for an unknown id, or a gallery without thumbnails."""
+        (identity,) = self.canonical([identity])
         row = self._metadata.rows([identity]).get(identity)
         if row is not None and row >= self._delta.size:
             return self._snapshot.changes.thumbnail(row)

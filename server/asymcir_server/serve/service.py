@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import grpc
 from asymcir_common.arguments import MAX_IN_FLIGHT, MAX_TEXT_BATCH, MAX_THREADS, MAX_TOP_K
+from asymcir_common.places.rules import to_nfc
 from asymcir_protos import unpack_tokens
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
 
@@ -260,6 +261,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             shown = ", ".join(repr(one) for one in unknown[:_SHOWN_IDS])
             more = f" and {len(unknown) - _SHOWN_IDS} more" if len(unknown) > _SHOWN_IDS else ""
             response.warnings.append(f"excluded ids that the gallery does not hold: {shown}{more}")
+        response.warnings.extend(self._text_encoder.composer.explain_unread(request.modifier))
         for identity, score, item in zip(ids, result.scores[0].tolist(), result.items[0], strict=True):
             response.hits.add(id=identity, score=score, item=item)
         if request.with_metadata:
@@ -274,7 +276,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
     @contextmanager
     def lease_gallery(self, name: str) -> Iterator[tuple[str, AnyGallery]]:
         """Give the gallery of a request, the same one until the request ends, whatever replaces it meanwhile."""
-        name = name or next(iter(self.holders))
+        name = to_nfc(name) or next(iter(self.holders))
         if name not in self.holders:
             raise GalleryNotFoundError(f"no gallery named {name!r}: this server holds {', '.join(self.holders)}")
         with self.holders[name].lease() as gallery:

@@ -113,7 +113,7 @@ class Editor:
         Returns:
             How many there were, and the ids that the gallery does not hold.
         """
-        wanted = list(dict.fromkeys(ids))
+        wanted = list(dict.fromkeys(self.gallery.canonical(ids)))
         held = self.gallery.rows(wanted)
         with self._writer.transaction() as change:
             for identity, row in held.items():
@@ -138,7 +138,9 @@ class Editor:
         Raises:
             GalleryBuildError: a picture's item would not be usable, or its metadata would be too large.
         """
-        wanted = list(dict.fromkeys(identity for identity, _ in changes))
+        spelled = self.gallery.canonical([identity for identity, _ in changes])
+        changes = [(identity, keys) for identity, (_, keys) in zip(spelled, changes, strict=True)]
+        wanted = list(dict.fromkeys(spelled))
         rows = self.gallery.rows(wanted)
         before = dict(zip(wanted, self.gallery.metadata(wanted), strict=True))
         after = {identity: dict(record) for identity, record in before.items() if identity in rows}

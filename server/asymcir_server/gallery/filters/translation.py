@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from asymcir_common.places.rules import to_nfc
 from asymcir_protos.v1 import retrieval_pb2
 
 from asymcir_server.errors import RequestError
@@ -114,7 +115,7 @@ class _Translator:
         return f"({name} IS NULL OR NOT ({found}))" if negated else f"({found})"
 
     def _find(self, key: str) -> Column:
-        column = self._columns.by_key.get(key)
+        column = self._columns.by_key.get(key) or self._columns.by_key.get(to_nfc(key))
         if column is None:
             raise RequestError(f"cannot filter by {key[:_SHOWN]!r}: {self._columns.explain_missing(key)}")
         return column
@@ -149,8 +150,9 @@ class _Translator:
             return _NEVER
         if not prefix.prefix:
             return f"typeof({name}) = 'text'"
-        self.parameters.append(prefix.prefix)
-        end = _text_after(prefix.prefix)
+        start = to_nfc(prefix.prefix)
+        self.parameters.append(start)
+        end = _text_after(start)
         if end is None:
             return f"typeof({name}) = 'text' AND {name} >= ?"
         self.parameters.append(end)
@@ -165,6 +167,7 @@ class _Translator:
         """Add those values to the parameters that a stored column can hold; return how many."""
         held = [(value, str(value.WhichOneof("kind"))) for value in values]
         fitting = [getattr(value, kind) for value, kind in held if kind in _TAKES[column.type]]
+        fitting = [to_nfc(value) if isinstance(value, str) else value for value in fitting]
         self.parameters += [encode_scalar(value, column.type) for value in fitting]
         return len(fitting)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from asymcir_common import ImageError, PlaceError
 from asymcir_common.places import Places, Rejected, open_places, parse_record
+from asymcir_common.places.rules import to_nfc
 from google.protobuf.message import DecodeError, EncodeError
 from google.protobuf.struct_pb2 import Struct
 
@@ -32,7 +33,7 @@ class Entry:
     """One picture to be.
 
     Attributes:
-        id: unique in the gallery, or rejected when it is built.
+        id: unique in the gallery, or rejected when it is built; put into Unicode's form NFC.
         path: as the quarantine names it.
         read: returns the file's bytes; raises ImageError when it cannot.
         metadata: what search answers carry on request, JSON values.
@@ -42,6 +43,9 @@ class Entry:
     path: str
     read: Callable[[], bytes]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", to_nfc(self.id))
 
 
 class Source:
@@ -133,14 +137,14 @@ def open_source(
 
 
 def read_metadata(line: bytes) -> dict[str, Any]:
-    """Return all of a line that names neither the picture nor its id.
+    """Return all of a line that names neither the picture nor its id, its texts in Unicode's form NFC.
 
     It is sent through the message that will carry it, so that no search answer can fail on it later.
 
     Raises:
         ValueError: it cannot be sent, or is larger than MAX_METADATA_BYTES.
     """
-    metadata = {key: value for key, value in parse_record(line).items() if key not in _NO_METADATA}
+    metadata = {to_nfc(key): _normalise(value) for key, value in parse_record(line).items() if key not in _NO_METADATA}
     message = Struct()
     try:
         message.update(metadata)
@@ -151,3 +155,13 @@ def read_metadata(line: bytes) -> dict[str, Any]:
     if (size_bytes := len(text.encode())) > MAX_METADATA_BYTES:
         raise ValueError(f"the metadata has {size_bytes} bytes as JSON, a picture's may have {MAX_METADATA_BYTES}")
     return metadata
+
+
+def _normalise(value: Any) -> Any:
+    if isinstance(value, str):
+        return to_nfc(value)
+    if isinstance(value, list):
+        return [_normalise(item) for item in value]
+    if isinstance(value, dict):
+        return {to_nfc(key): _normalise(item) for key, item in value.items()}
+    return value
