@@ -92,6 +92,12 @@ def register_query(subparsers: Any) -> None:
         action="store_true",
         help="answer every picture by itself, also where the gallery groups by item",
     )
+    parser.add_argument(
+        "--collapse-duplicates",
+        action="store_true",
+        help="answer a picture that is there more than once by its best copy only: the same file, and near copies "
+        "where the gallery was built with --near-duplicates",
+    )
     parser.add_argument("--no-metadata", action="store_true", help="do not ask for the metadata of the hits")
     parser.add_argument(
         "--encoding",
@@ -249,6 +255,7 @@ def _query(args: argparse.Namespace) -> int:
             with_metadata=not args.no_metadata,
             where=where,
             every_picture=args.every_picture,
+            collapse_duplicates=args.collapse_duplicates,
         )
     if args.json:
         print(json.dumps({**dataclasses.asdict(result), "device": device}, indent=2))

@@ -19,6 +19,7 @@ from .gallery import (
     build_gallery,
     compact_gallery,
     edit_gallery,
+    plan_gallery,
 )
 from .serve.lifecycle import RetrievalServer, ServerConfig, serve
 from .serve.service import RetrievalService, ServiceLimits
@@ -48,5 +49,6 @@ __all__ = [
     "build_gallery",
     "compact_gallery",
     "edit_gallery",
+    "plan_gallery",
     "serve",
 ]

@@ -107,6 +107,9 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         metavar="PATTERN",
         help='leave out pictures whose path, or a part of it, matches, such as "*_thumb.*" or drafts; repeatable',
     )
+    build.add_argument(
+        "--dry-run", action="store_true", help="say what would be taken and what not; read no picture, write nothing"
+    )
     build.add_argument("--json", action="store_true", help="print JSON")
     build.add_argument(
         "--item-column",
@@ -294,9 +297,9 @@ def _read_unix_socket(text: str) -> Path:
 def run_gallery_build(args: argparse.Namespace) -> int:
     """Run `asymcir gallery build`."""
     from asymcir_server.encode.bundle import ServerBundle
-    from asymcir_server.gallery import BuildConfig, IndexConfig, build_gallery
+    from asymcir_server.gallery import BuildConfig, IndexConfig, build_gallery, plan_gallery
     from asymcir_server.gallery.progress import ProgressLine
-    from asymcir_server.gallery.sources.reporting import describe_report
+    from asymcir_server.gallery.sources.reporting import describe_plan, describe_report
 
     index = IndexConfig(
         kind=args.index,
@@ -317,6 +320,11 @@ def run_gallery_build(args: argparse.Namespace) -> int:
         include=args.include,
         exclude=args.exclude,
     )
+    if args.dry_run:
+        plan = plan_gallery(args.images, args.gallery, config=config)
+        lines = [json.dumps(dataclasses.asdict(plan), indent=2)] if args.json else describe_plan(plan)
+        print("\n".join(lines))
+        return 0
     bundle = ServerBundle.load(args.server_bundle, threads=args.threads)
     line = ProgressLine(sys.stderr)
     try:

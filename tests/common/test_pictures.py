@@ -259,4 +259,4 @@ def test_heic_without_its_decoder_says_what_to_install() -> None:
         "except Exception as exc: print(exc)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert "pip install 'asymcir[heif]'" in done.stdout
+    assert "pip install" in done.stdout and "[heif]'" in done.stdout

@@ -80,7 +80,7 @@ class ParquetPlace:
         for row, record in enumerate(cursor.records()):
             cell = _cell(record, named) if named else None
             path = cell if isinstance(cell, str) and not check_id(cell) else ""
-            own = f"{self.label}/{row}"
+            own = f"{prefix or self.label + '/'}{row}"
             identity = record.get("id") if whole else None
             if isinstance(identity, int) and not isinstance(identity, bool):
                 identity = str(identity)

@@ -17,6 +17,7 @@ Notation: n pictures.
 
 import glob
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -138,7 +139,32 @@ def open_places(specs: Sequence[str | Path] | str | Path, *, index_folder: str |
     if not paths:
         raise PlaceError(f"no pictures were named: pass {_KINDS}")
     files = OpenFiles()
-    return Places([_open_spec(path, files, index_folder, several=len(paths) > 1) for path in paths])
+    local = [path for path in paths if isinstance(path, Path)]
+    labels = dict(zip(local, name_places(local), strict=True)) if len(paths) > 1 else {}
+    return Places(
+        [
+            _open_place(path, files, index_folder, label=labels.get(path, ""))
+            if isinstance(path, Path)
+            else _open_url(path, files, several=len(paths) > 1)
+            for path in paths
+        ]
+    )
+
+
+def name_places(paths: Sequence[Path]) -> list[str]:
+    """Return what tells several places apart: their names, with as many folders before as that takes.
+
+    "red/shoes" and "blue/shoes" of a/red/shoes and a/blue/shoes; "shoes" where no other place has this name.
+    """
+    parts = [path.resolve().parts for path in paths]
+    depths = dict.fromkeys(parts, 1)
+    while True:
+        counts = Counter(place[-depth:] for place, depth in depths.items())
+        again = [place for place, depth in depths.items() if counts[place[-depth:]] > 1 and depth < len(place)]
+        if not again:
+            return ["/".join(place[-depths[place] :]).lstrip("/") for place in parts]
+        for place in again:
+            depths[place] += 1
 
 
 def find_pictures(place: str | Path) -> list[Path]:
@@ -150,7 +176,7 @@ def find_pictures(place: str | Path) -> list[Path]:
     place = Path(place)
     if not place.exists():
         return []
-    found = _open_place(place, OpenFiles(), None, several=False)
+    found = _open_place(place, OpenFiles(), None)
     if isinstance(found, ListPlace | ParquetPlace):
         raise PlaceError(f"{place} is a list: expected a folder, a .zip or an uncompressed .tar")
     return sorted(place / found.path(row) for row in range(len(found.ids)))
@@ -192,25 +218,30 @@ def _expand_spec(spec: str | Path) -> Sequence[str | Path]:
     return found
 
 
-def _open_spec(spec: str | Path, files: OpenFiles, index_folder: Path | None, *, several: bool) -> Place:
-    if isinstance(spec, Path):
-        return _open_place(spec, files, index_folder, several=several)
+def _open_url(spec: str, files: OpenFiles, *, several: bool) -> Place:
     suffix = suffix_of(name_of_url(spec))
     if suffix not in {*ARCHIVE_SUFFIXES, *LIST_SUFFIXES, PARQUET_SUFFIX}:
         raise PlaceError(f"{spec} is no place that pictures come from: expected a .zip, .tar, .parquet or .jsonl there")
-    place = _open_place(download(spec), files, None, several=several, url=spec)
+    path = download(spec)
+    place = _open_place(path, files, None, label=path.name if several else "", url=spec)
     place.where = spec
     return place
 
 
-def _open_place(path: Path, files: OpenFiles, index_folder: Path | None, *, several: bool, url: str = "") -> Place:
+def _open_place(path: Path, files: OpenFiles, index_folder: Path | None, *, label: str = "", url: str = "") -> Place:
+    place = _open_kind(path, files, index_folder, f"{label}/" if label else "", url)
+    if label:
+        place.label = label
+    return place
+
+
+def _open_kind(path: Path, files: OpenFiles, index_folder: Path | None, prefix: str, url: str) -> Place:
     suffix = path.suffix.lower()
     if path.is_dir():
-        return FolderPlace(path, f"{path.resolve().name}/" if several else "")
+        return FolderPlace(path, prefix)
     if not path.is_file():
         what = "is neither a file nor a folder" if path.exists() else "does not exist"
         raise PlaceError(f"{path} {what}: expected {_KINDS}")
-    prefix = f"{path.name}/" if several else ""
     if suffix in ARCHIVE_SUFFIXES or is_compressed_tar(path.name):
         return ArchivePlace(path, files, prefix, index_folder=index_folder)
     if suffix in LIST_SUFFIXES:

@@ -80,6 +80,7 @@ class AsyncRetrievalClient:
         with_metadata: bool = False,
         where: str | retrieval_pb2.Filter | None = None,
         every_picture: bool = False,
+        collapse_duplicates: bool = False,
     ) -> SearchResult:
         """Search a gallery by sentence tokens and a typed change; see `RetrievalClient.search`."""
         request = make_search_request(
@@ -93,6 +94,7 @@ class AsyncRetrievalClient:
             with_metadata=with_metadata,
             where=where,
             every_picture=every_picture,
+            collapse_duplicates=collapse_duplicates,
         )
         response, round_trip_ms = await self._call(self._stub.Search, request)
         return read_search_result(response, round_trip_ms=round_trip_ms, request_size_bytes=request.ByteSize())

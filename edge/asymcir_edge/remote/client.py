@@ -109,6 +109,7 @@ class RetrievalClient:
         with_metadata: bool = False,
         where: str | retrieval_pb2.Filter | None = None,
         every_picture: bool = False,
+        collapse_duplicates: bool = False,
     ) -> SearchResult:
         """Search a gallery by sentence tokens and a typed change.
 
@@ -125,6 +126,8 @@ class RetrievalClient:
                 the grammar of `asymcir_protos.filter_text`.
             every_picture: answer every picture by itself; otherwise, in a gallery whose pictures name items, an item
                 is answered once, by its best picture, and top_k counts items.
+            collapse_duplicates: answer a picture that is there more than once by its best copy only: the same file
+                and, where the build looked for near duplicates, pictures that look alike.
 
         Returns:
             The hits, best first, with what answered and how long it took.
@@ -147,6 +150,7 @@ class RetrievalClient:
             with_metadata=with_metadata,
             where=where,
             every_picture=every_picture,
+            collapse_duplicates=collapse_duplicates,
         )
         response, round_trip_ms = self.call(self._stub.Search, request)
         return read_search_result(response, round_trip_ms=round_trip_ms, request_size_bytes=request.ByteSize())

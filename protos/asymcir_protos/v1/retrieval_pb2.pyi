@@ -99,7 +99,7 @@ class Int8Tokens(_message.Message):
     def __init__(self, values: _Optional[bytes] = ..., scales: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("tokens", "word_space", "modifier", "gallery", "top_k", "excluded_ids", "with_metadata", "target_space", "filter", "every_picture")
+    __slots__ = ("tokens", "word_space", "modifier", "gallery", "top_k", "excluded_ids", "with_metadata", "target_space", "filter", "every_picture", "collapse_duplicates")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     WORD_SPACE_FIELD_NUMBER: _ClassVar[int]
     MODIFIER_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +110,7 @@ class SearchRequest(_message.Message):
     TARGET_SPACE_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
     EVERY_PICTURE_FIELD_NUMBER: _ClassVar[int]
+    COLLAPSE_DUPLICATES_FIELD_NUMBER: _ClassVar[int]
     tokens: SentenceTokens
     word_space: str
     modifier: str
@@ -120,7 +121,8 @@ class SearchRequest(_message.Message):
     target_space: str
     filter: Filter
     every_picture: bool
-    def __init__(self, tokens: _Optional[_Union[SentenceTokens, _Mapping]] = ..., word_space: _Optional[str] = ..., modifier: _Optional[str] = ..., gallery: _Optional[str] = ..., top_k: _Optional[int] = ..., excluded_ids: _Optional[_Iterable[str]] = ..., with_metadata: bool = ..., target_space: _Optional[str] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., every_picture: bool = ...) -> None: ...
+    collapse_duplicates: bool
+    def __init__(self, tokens: _Optional[_Union[SentenceTokens, _Mapping]] = ..., word_space: _Optional[str] = ..., modifier: _Optional[str] = ..., gallery: _Optional[str] = ..., top_k: _Optional[int] = ..., excluded_ids: _Optional[_Iterable[str]] = ..., with_metadata: bool = ..., target_space: _Optional[str] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., every_picture: bool = ..., collapse_duplicates: bool = ...) -> None: ...
 
 class Filter(_message.Message):
     __slots__ = ("all_of", "any_of", "negated", "comparison", "membership", "prefix", "existence")

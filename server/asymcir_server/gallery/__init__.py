@@ -1,6 +1,6 @@
 """Galleries: built from pictures as immutable snapshots, opened read-only, searched through an index."""
 
-from asymcir_server.gallery.build import BuildConfig, build_gallery
+from asymcir_server.gallery.build import BuildConfig, build_gallery, plan_gallery
 from asymcir_server.gallery.changes.adding import AddConfig, AddReport, add_pictures
 from asymcir_server.gallery.changes.compaction import CompactReport, compact_gallery
 from asymcir_server.gallery.changes.editor import Editor, UpdateReport, edit_gallery
@@ -32,4 +32,5 @@ __all__ = [
     "compact_gallery",
     "edit_gallery",
     "open_source",
+    "plan_gallery",
 ]

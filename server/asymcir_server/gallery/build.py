@@ -39,15 +39,22 @@ from asymcir_server.gallery.sources.completion import complete
 from asymcir_server.gallery.sources.decode import decode_batches
 from asymcir_server.gallery.sources.duplicates import DUPLICATES_NAME, Duplicates, write_duplicates
 from asymcir_server.gallery.sources.encoded import EncodedPictures, Wanted, encoder_digest, open_encoded
-from asymcir_server.gallery.sources.entries import Source, open_source
+from asymcir_server.gallery.sources.entries import Entry, Source, open_source
 from asymcir_server.gallery.sources.near_duplicates import HASHES_NAME
-from asymcir_server.gallery.sources.reporting import QUARANTINE_NAME, BuildReport, ReasonCounts, write_rejected
+from asymcir_server.gallery.sources.reporting import (
+    QUARANTINE_NAME,
+    BuildPlan,
+    BuildReport,
+    ReasonCounts,
+    write_rejected,
+)
 from asymcir_server.gallery.sources.thumbnails import MAX_THUMBNAIL_SIDE, THUMBNAILS_NAME, ThumbnailWriter
 from asymcir_server.gallery.vectors_file import VECTORS_NAME, VectorWriter
 
 _log = logging.getLogger(__name__)
 
 _MOST_SHRINKING = 2
+_ID_TAKEN = "its id is taken by an earlier picture: ids must be unique"
 
 Progress = Callable[[int, int, int], None]
 """Called with entries done, entries in all, and entries quarantined."""
@@ -186,6 +193,43 @@ def build_gallery(
     )
 
 
+def plan_gallery(
+    images: str | Path | Sequence[str | Path], out: str | Path, *, config: BuildConfig | None = None
+) -> BuildPlan:
+    """Find what a build would take, without reading a picture and without writing.
+
+    Args:
+        images, out: see `build_gallery`.
+        config: of which only what is taken counts: include, exclude, allow_shrink.
+
+    Raises:
+        GalleryBuildError: nothing is there, or the gallery would shrink by more than half.
+    """
+    config = config or BuildConfig()
+    source = open_source(images, include=config.include, exclude=config.exclude)
+    reasons, ids, pictures, quarantined = ReasonCounts(), set[str](), 0, 0
+    for item in source:
+        if isinstance(item, Entry) and item.id in ids:
+            item = Rejected(id=item.id, path=item.path, reason=_ID_TAKEN)
+        if isinstance(item, Entry):
+            ids.add(item.id)
+            pictures += 1
+        else:
+            reasons.add(item)
+            quarantined += 1
+    if not config.allow_shrink:
+        _refuse_shrinking(Path(out), _count_pictures(Path(out)), pictures, "all that is there")
+    return BuildPlan(
+        pictures=pictures,
+        quarantined=quarantined,
+        quarantined_by_reason=reasons.most_common(),
+        quarantined_examples=reasons.examples,
+        passed_over=source.passed_over,
+        passed_over_examples=source.passed_over_examples,
+        left_out=source.left_out,
+    )
+
+
 @contextlib.contextmanager
 def _explain_write_errors(out: Path) -> Iterator[None]:
     before = (out / CURRENT_NAME).exists()
@@ -314,7 +358,7 @@ def _write_items(
                     item=read_item(entry.metadata, config.item_column),
                     digest=picture.digest,
                 ):
-                    reason = "its id is taken by an earlier picture: ids must be unique"
+                    reason = _ID_TAKEN
                 if reason is not None:
                     rejected.append(Rejected(id=entry.id, path=entry.path, reason=reason))
                     continue

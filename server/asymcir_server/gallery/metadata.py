@@ -137,6 +137,12 @@ class MetadataReader:
             found = self._connection.execute("SELECT digest FROM items WHERE id = ?", (identity,)).fetchone()
         return None if found is None else found[0]
 
+    def digests(self, rows: Sequence[int]) -> dict[int, bytes]:
+        """Map rows to the digests of their files; rows without one are left out."""
+        if not self._has_digests:
+            return {}
+        return dict(self._select("SELECT row, digest FROM items WHERE digest IS NOT NULL AND row IN", rows))
+
     def items(self, rows: Sequence[int]) -> dict[int, str]:
         """Map rows to the items that they show; rows without one are left out."""
         if not self._has_items:

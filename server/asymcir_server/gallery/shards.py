@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from asymcir_server.errors import RequestError, SpaceMismatchError
 from asymcir_server.gallery.filters import Columns, join_columns, translate
+from asymcir_server.gallery.sources.copies import Distinct, Fingerprint
 from asymcir_server.gallery.store import Gallery, SearchResult
 
 
@@ -116,13 +117,20 @@ class ShardedGallery:
         *,
         where: retrieval_pb2.Filter | None = None,
         every_picture: bool = False,
+        collapse_duplicates: bool = False,
     ) -> SearchResult:
         """Search every shard and merge; arguments, result and errors are those of `Gallery.search`."""
         columns = None if where is None else self.columns
         found = list(
             self._pool.map(
                 lambda shard: shard.search(
-                    query, top_k, excluded_ids, where=where, every_picture=every_picture, columns=columns
+                    query,
+                    top_k,
+                    excluded_ids,
+                    where=where,
+                    every_picture=every_picture,
+                    collapse_duplicates=collapse_duplicates,
+                    columns=columns,
                 ),
                 self.shards,
             )
@@ -177,12 +185,19 @@ def merge_results(found: Sequence[SearchResult], top_k: int, *, by_item: bool) -
     ids, items, scores = list[list[str]](), list[list[str]](), list[list[float]]()
     for number in range(len(found[0].ids)):
         hits = itertools.chain.from_iterable(
-            zip(one.scores[number].tolist(), one.ids[number], one.items[number], strict=False) for one in found
+            zip(
+                one.scores[number].tolist(),
+                one.ids[number],
+                one.items[number],
+                one.fingerprints[number] if one.fingerprints else itertools.repeat(Fingerprint()),
+                strict=False,
+            )
+            for one in found
         )
-        seen_ids, seen_items = set[str](), set[str]()
+        seen_ids, seen_items, seen = set[str](), set[str](), Distinct()
         row_ids, row_items, row_scores = list[str](), list[str](), list[float]()
-        for score, identity, item in sorted(hits, key=lambda hit: -hit[0]):
-            if identity in seen_ids or (by_item and item and item in seen_items):
+        for score, identity, item, fingerprint in sorted(hits, key=lambda hit: -hit[0]):
+            if identity in seen_ids or (by_item and item and item in seen_items) or not seen.take(fingerprint):
                 continue
             seen_ids.add(identity)
             seen_items.add(item)

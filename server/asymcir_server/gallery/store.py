@@ -2,8 +2,8 @@
 
 import threading
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,13 @@ from asymcir_server.gallery.filters import Columns, Selections, search_items, tr
 from asymcir_server.gallery.indexes import open_index
 from asymcir_server.gallery.metadata import METADATA_NAME, MetadataReader
 from asymcir_server.gallery.snapshots import current_snapshot
+from asymcir_server.gallery.sources.copies import Fingerprint, search_distinct
+from asymcir_server.gallery.sources.near_duplicates import HASHES_NAME
 from asymcir_server.gallery.sources.thumbnails import THUMBNAILS_NAME, ThumbnailReader
 from asymcir_server.gallery.vectors_file import VECTORS_NAME
+
+_Find = Callable[[NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray[np.int64]]]
+"""Searches b queries [b, E] to a depth: scores [b, k] and rows [b, k], -1 where there are fewer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,11 +40,13 @@ class SearchResult:
         ids: b lists of k ids.
         scores: [b, k], inner products, which are cosines for L2-normalised queries.
         items: b lists of k items, empty for a picture that names none.
+        fingerprints: b lists of k, where copies were left out.
     """
 
     ids: list[list[str]]
     scores: NDArray[np.float32]
     items: list[list[str]]
+    fingerprints: list[list[Fingerprint]] = field(default_factory=list)
 
 
 class _Snapshot:
@@ -78,6 +85,14 @@ class _Snapshot:
         self.identity, self.mark = digest_base(snapshot), mark_base(snapshot)
         self.changes = ChangesReader(changes_path(gallery, snapshot.name), self.identity, self.size, self.width)
         self._lock, self._users = threading.Lock(), 0
+
+    @cached_property
+    def looks(self) -> tuple[NDArray[np.uint64], NDArray[np.float32]] | None:
+        """Hashes [N] and vectors [N, E], mapped, where the build looked for near duplicates."""
+        if HASHES_NAME not in self.manifest.files:
+            return None
+        hashes, vectors = (np.load(self.folder / name, mmap_mode="r") for name in (HASHES_NAME, VECTORS_NAME))
+        return hashes, vectors
 
     def join(self) -> None:
         with self._lock:
@@ -246,6 +261,7 @@ class Gallery:
         *,
         where: retrieval_pb2.Filter | None = None,
         every_picture: bool = False,
+        collapse_duplicates: bool = False,
         columns: Columns | None = None,
     ) -> SearchResult:
         """Search through the index: exactly, or to the recall that `index_recall_at_10` says.
@@ -257,6 +273,8 @@ class Gallery:
             where: answer only pictures whose metadata satisfy this filter.
             every_picture: answer every picture by itself. Otherwise, where pictures name items, an item is answered
                 once, by its best picture, and top_k counts items.
+            collapse_duplicates: answer a picture that is there more than once by its best copy only: the same file and,
+                where the build looked for near duplicates, pictures that look alike; top_k counts what is left.
             columns: what the filter is checked against, where this gallery is one shard of several; a key that only
                 other shards have is one that no picture here has. None: its own.
 
@@ -273,16 +291,26 @@ class Gallery:
         if selection is not None and len(selection) == self.size:
             selection = None
         excluded = self._find_excluded(list(dict.fromkeys([*excluded_ids, *self.canonical(excluded_ids)])))
-        if self.has_items and not every_picture:
-            scores, rows = self._search_items(query, top_k, excluded, selection)
+        by_item = self.has_items and not every_picture
+
+        def find(asked: NDArray[np.float32], depth: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            if by_item:
+                return self._search_items(asked, depth, excluded, selection)
+            return search_merged(self._index, self._delta, asked, depth, excluded, selection)
+
+        if collapse_duplicates:
+            scores, rows = self._search_distinct(find, query, top_k)
         else:
-            scores, rows = search_merged(self._index, self._delta, query, top_k, excluded, selection)
+            scores, rows = find(query, top_k)
         distinct = np.unique(rows).tolist()
         names, items = self._metadata.ids(distinct), self._metadata.items(distinct) if self.has_items else {}
         return SearchResult(
             ids=[[names[int(row)] for row in found if row >= 0] for found in rows],
             scores=scores,
             items=[[items.get(int(row), "") for row in found if row >= 0] for found in rows],
+            fingerprints=[self._fingerprints(found[found >= 0].tolist()) for found in rows]
+            if collapse_duplicates
+            else [],
         )
 
     def find_unknown(self, ids: Sequence[str]) -> list[str]:
@@ -348,12 +376,33 @@ class Gallery:
                 return scores[0], rows[0]
 
             found.append(search_items(search, self._metadata, top_k, excluded, per_item))
-        longest = max((len(rows) for _, rows in found), default=0)
-        scores = np.full((len(query), longest), -np.inf, np.float32)  # not all queries need find as many
-        rows = np.full((len(query), longest), -1, np.int64)
-        for number, (best, places) in enumerate(found):
-            scores[number, : len(best)], rows[number, : len(places)] = best, places
-        return scores, rows
+        return _stack(found)
+
+    def _search_distinct(
+        self, find: _Find, query: NDArray[np.float32], top_k: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        found = []
+        for number in range(len(query)):
+
+            def search(
+                depth: int, one: NDArray[np.float32] = query[number : number + 1]
+            ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+                scores, rows = find(one, depth)
+                return scores[0], rows[0]
+
+            found.append(search_distinct(search, self._fingerprints, top_k))
+        return _stack(found)
+
+    def _fingerprints(self, rows: Sequence[int]) -> list[Fingerprint]:
+        """Return what tells copies; the look of pictures that were added since the build is not known."""
+        digests, held = self._metadata.digests(rows), self._snapshot
+        looks = held.looks
+        return [
+            Fingerprint(digest=digests.get(row))
+            if looks is None or row >= held.size
+            else Fingerprint(digest=digests.get(row), picture_hash=int(looks[0][row]), vector=looks[1][row])
+            for row in rows
+        ]
 
     def metadata(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """Return the metadata of items, in the order of the ids; an unknown id has none ({})."""
@@ -378,3 +427,15 @@ class Gallery:
         if isinstance(getattr(self, "_selections", None), MergedSelections):
             self._selections.close()
         self._snapshot.leave()
+
+
+def _stack(
+    found: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]],
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Stack what queries found; not all of them need find as many."""
+    longest = max((len(rows) for _, rows in found), default=0)
+    scores = np.full((len(found), longest), -np.inf, np.float32)
+    rows = np.full((len(found), longest), -1, np.int64)
+    for number, (best, places) in enumerate(found):
+        scores[number, : len(best)], rows[number, : len(places)] = best, places
+    return scores, rows

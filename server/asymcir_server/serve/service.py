@@ -243,6 +243,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
                 request.excluded_ids,
                 where=request.filter if request.HasField("filter") else None,
                 every_picture=request.every_picture,
+                collapse_duplicates=request.collapse_duplicates,
             )
             unknown = gallery.find_unknown(request.excluded_ids)
             ids = result.ids[0]

@@ -119,3 +119,18 @@ def test_a_place_without_pictures_is_none(write, tmp_path: Path) -> None:
     assert ["1 .tar, 1 .txt" in places.places[0].found, "1 (no suffix)" in places.places[1].found] == [True, True]
     with pytest.raises(IndexError):
         places.find(0)
+
+
+def test_places_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name in ("red/shoes", "blue/shoes", "hats"):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "1.png").write_bytes(b"x")
+        (folder / ".." / "same.jsonl").write_text('{"path": "shoes/1.png"}\n')
+    folders = [tmp_path / name for name in ("red/shoes", "blue/shoes", "hats")]
+    assert list(open_places(folders).ids) == ["red/shoes/1.png", "blue/shoes/1.png", "hats/1.png"]
+    assert list(open_places(folders[:1]).ids) == ["1.png"]
+    assert list(open_places(folders[1:]).ids) == ["shoes/1.png", "hats/1.png"]
+    assert list(open_places([folders[0], str(folders[0])]).ids) == ["shoes/1.png"] * 2
+    lists = [tmp_path / "red" / "same.jsonl", tmp_path / "blue" / "same.jsonl"]
+    assert list(open_places(lists).ids) == ["red/same.jsonl/shoes/1.png", "blue/same.jsonl/shoes/1.png"]

@@ -219,7 +219,7 @@ def test_without_fsspec_it_says_what_to_install() -> None:
         "except Exception as exc: print(type(exc).__name__, exc)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.startswith("PlaceError") and "pip install 'asymcir[remote]'" in done.stdout
+    assert done.stdout.startswith("PlaceError") and "pip install" in done.stdout and "[remote]'" in done.stdout
 
 
 def test_downloads_are_removed_at_the_end(site: Site) -> None:

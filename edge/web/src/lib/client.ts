@@ -30,6 +30,8 @@ export interface Query {
   withMetadata?: boolean;
   filter?: MessageInitShape<typeof FilterSchema>;
   everyPicture?: boolean;
+  /** Answer a picture that is there more than once by its best copy only. */
+  collapseDuplicates?: boolean;
   signal?: AbortSignal;
 }
 
@@ -77,6 +79,7 @@ export class RetrievalClient {
       withMetadata: query.withMetadata ?? true,
       filter: query.filter,
       everyPicture: query.everyPicture ?? false,
+      collapseDuplicates: query.collapseDuplicates ?? false,
     });
     const started = performance.now();
     const response = await this.call(

@@ -113,7 +113,8 @@ export function App() {
       encoded && device.step === "ready" && !mismatch
         ? {
             tokens: encoded.tokens, length: device.encoder.bundle.sentenceLength, wordSpace: device.encoder.bundle.wordSpace,
-            modifier, gallery, topK: Math.min(TOP_K, described?.limits?.maxTopK ?? TOP_K), filter, excludedIds: start?.id ? [start.id] : [],
+            modifier, gallery, topK: Math.min(TOP_K, described?.limits?.maxTopK ?? TOP_K), filter, collapseDuplicates: true,
+            excludedIds: start?.id ? [start.id] : [],
           }
         : undefined,
     [encoded, device, modifier, gallery, filter, mismatch],

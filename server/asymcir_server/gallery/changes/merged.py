@@ -122,6 +122,12 @@ class MergedMetadata:
             return None
         return self._reader.digest(identity) if row < self._base else self._delta.added[row].digest
 
+    def digests(self, rows: Sequence[int]) -> dict[int, bytes]:
+        """Map rows to the digests of their files; rows without one are left out."""
+        added = {row: self._delta.added[row].digest for row in rows if row in self._delta.added}
+        found = self._reader.digests([row for row in rows if row < self._base])
+        return found | {row: digest for row, digest in added.items() if digest is not None}
+
     def record(self, row: int) -> Record | None:
         """Return what the changes say of a row; None where that is nothing."""
         return self._delta.added.get(row) or self._delta.updated.get(row)

@@ -62,6 +62,25 @@ class BuildReport:
     changes_before: tuple[int, int, int] = (0, 0, 0)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildPlan:
+    """What a build would look at, found without reading a picture.
+
+    Attributes:
+        pictures: that it would try to take.
+        quarantined, quarantined_by_reason, quarantined_examples: what is known already to be unusable; see BuildReport.
+        passed_over, passed_over_examples, left_out: see BuildReport.
+    """
+
+    pictures: int
+    quarantined: int
+    quarantined_by_reason: Mapping[str, int]
+    quarantined_examples: Mapping[str, str]
+    passed_over: Mapping[str, int]
+    passed_over_examples: Mapping[str, str]
+    left_out: Mapping[str, int]
+
+
 class ReasonCounts:
     """Counts rejected pictures by the kind of their reason: its text without names and numbers."""
 
@@ -101,6 +120,34 @@ def describe_report(report: BuildReport) -> Iterator[str]:
     )
     if report.encoded < report.size:
         yield f"encoded: {report.encoded}; the vectors of the others were there already"
+    yield from _describe_passed_over(report)
+    if any(report.changes_before):
+        added, removed, updated = report.changes_before
+        yield (
+            f"the changes to the snapshot before ({added} added, {removed} removed, {updated} updated) are in "
+            "this one as far as its sources hold them; `asymcir gallery rollback` goes back to it"
+        )
+    yield from _describe_left_out(report)
+    duplicates = report.duplicates
+    if duplicates.exact or duplicates.near:
+        near = "" if duplicates.near is None else f", {duplicates.near} look like an earlier one"
+        example = " = ".join(duplicates.examples[0][:_SHOWN])
+        yield f"duplicates: {duplicates.exact} pictures have the same file as an earlier one{near}; such as {example}"
+        yield f"duplicates, all of them: {report.snapshot / DUPLICATES_NAME}"
+    yield from _describe_reasons(report)
+    if report.quarantined:
+        yield f"put aside, with the reason: {report.snapshot / QUARANTINE_NAME}"
+
+
+def describe_plan(plan: BuildPlan) -> Iterator[str]:
+    """Yield the lines that `asymcir gallery build --dry-run` prints."""
+    yield f"{plan.pictures} pictures would be read, {plan.quarantined} put aside; nothing was written"
+    yield from _describe_passed_over(plan)
+    yield from _describe_left_out(plan)
+    yield from _describe_reasons(plan)
+
+
+def _describe_passed_over(report: BuildReport | BuildPlan) -> Iterator[str]:
     if report.passed_over:
         named = [
             f"{count} {suffix or '(no suffix)'} (such as {_shown(report.passed_over_examples.get(suffix, ''))})"
@@ -108,25 +155,17 @@ def describe_report(report: BuildReport) -> Iterator[str]:
         ]
         more = f" and {len(named) - _SHOWN} more suffixes" if len(named) > _SHOWN else ""
         yield f"passed over, not taken for pictures: {', '.join(named[:_SHOWN])}{more}"
-    if any(report.changes_before):
-        added, removed, updated = report.changes_before
-        yield (
-            f"the changes to the snapshot before ({added} added, {removed} removed, {updated} updated) are in "
-            "this one as far as its sources hold them; `asymcir gallery rollback` goes back to it"
-        )
+
+
+def _describe_left_out(report: BuildReport | BuildPlan) -> Iterator[str]:
     if report.left_out:
         counted = ", ".join(f"{count} {rule}" for rule, count in list(report.left_out.items())[:_SHOWN])
         yield f"left out by name: {counted}"
-    duplicates = report.duplicates
-    if duplicates.exact or duplicates.near:
-        near = "" if duplicates.near is None else f", {duplicates.near} look like an earlier one"
-        example = " = ".join(duplicates.examples[0][:_SHOWN])
-        yield f"duplicates: {duplicates.exact} pictures have the same file as an earlier one{near}; such as {example}"
-        yield f"duplicates, all of them: {report.snapshot / DUPLICATES_NAME}"
+
+
+def _describe_reasons(report: BuildReport | BuildPlan) -> Iterator[str]:
     for kind, count in list(report.quarantined_by_reason.items())[:_SHOWN]:
         yield f"{count} put aside: {kind} (such as {_shown(report.quarantined_examples.get(kind, ''))})"
-    if report.quarantined:
-        yield f"put aside, with the reason: {report.snapshot / QUARANTINE_NAME}"
 
 
 def _shown(name: str) -> str:
