@@ -67,6 +67,7 @@ _EXTRA_OF_MODULE = {
     "ftfy": "server",
     "grpc_health": "server",
     "grpc_reflection": "server",
+    "prometheus_client": "server",
     "starlette": "server",
     "tokenizers": "server",
     "uvicorn": "server",

@@ -282,6 +282,16 @@ def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         action="store_true",
         help="listen on an address of the network without TLS, where a proxy before the server does it",
     )
+    serve.add_argument(
+        "--metrics",
+        type=whole_number(0, MAX_PORT),
+        metavar="PORT",
+        help="answer /metrics for Prometheus on this port too, in plain text and without a key (over HTTP: /metrics)",
+    )
+    serve.add_argument("--metrics-host", default="127.0.0.1", metavar="HOST", help="(default: 127.0.0.1)")
+    serve.add_argument(
+        "--check", action="store_true", help="load and check everything, say what would be served, and end"
+    )
     serve.set_defaults(run=run_serve)
 
 
@@ -371,7 +381,7 @@ def run_serve(args: argparse.Namespace) -> int:
     """Run `asymcir serve`."""
     from asymcir_server.errors import ListenError
     from asymcir_server.serve.http import HttpConfig
-    from asymcir_server.serve.lifecycle import RetrievalServer, ServerConfig, serve
+    from asymcir_server.serve.lifecycle import RetrievalServer, ServerConfig, check_server, serve
     from asymcir_server.serve.security import TlsConfig
     from asymcir_server.serve.service import ServiceLimits
 
@@ -412,6 +422,8 @@ def run_serve(args: argparse.Namespace) -> int:
         tls=tls,
         keys=args.keys,
         allow_plaintext=args.allow_plaintext,
+        metrics_port=args.metrics,
+        metrics_host=args.metrics_host,
     )
 
     def announce(server: RetrievalServer) -> None:
@@ -419,6 +431,13 @@ def run_serve(args: argparse.Namespace) -> int:
         print(f"serving {', '.join(folders)} on {server.address}{also}", flush=True)
 
     folders = parse_galleries(args.gallery)
+    if args.check:
+        service = check_server(args.server_bundle, folders, config, threads=args.threads)
+        for name, holder in service.holders.items():
+            held = holder.current
+            print(f"{name}: {held.size} pictures, {held.target}, {held.index_kind}, version {held.full_version}")
+        print(f"can be served: word_space {service.word_space}")
+        return 0
     serve(args.server_bundle, folders, config, threads=args.threads, port_file=args.port_file, on_ready=announce)
     return 0
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from asymcir_common import AsymcirError, read_manifest, write_manifest
 from asymcir_common.arguments import MAX_REPEATS, ArgumentParser, seconds, whole_number
-from asymcir_common.manifest import GALLERY, SERVER_BUNDLE
+from asymcir_common.manifest import GALLERY
 from asymcir_protos import pack_tokens
 from asymcir_protos.v1 import retrieval_pb2
 from asymcir_server import Gallery, ServerBundle, TextEncoder
@@ -57,6 +57,9 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m asymcir_benchmarks.load.bench", description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="a server bundle of the architecture")
     parser.add_argument("--model", required=True, help="the architecture, for the peer")
+    parser.add_argument(
+        "--text-compute", choices=["fp32", "int8"], default="int8", help="of our text tower (default: int8)"
+    )
     parser.add_argument("--gallery-size", type=whole_number(100, 100_000_000), default=100_000, metavar="N")
     parser.add_argument("--rounds", type=whole_number(1, MAX_REPEATS), default=3, help="(default: 3)")
     parser.add_argument("--seconds", type=seconds(1.0, 3600.0), default=20.0, help="of each load (default: 20)")
@@ -84,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, LoadReport]]:
     """Measure both servers and the bare encoder; returns the figures, and the last round's runs by name."""
-    bundle = ServerBundle.load(args.bundle)
+    folder = _choose_bundle(args)
+    bundle = ServerBundle.load(folder)
     gallery = _make_gallery(args, bundle)
     vectors = next((gallery / "snapshots").iterdir()) / VECTORS_NAME
     searches = _make_searches(bundle)
@@ -100,7 +104,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, LoadR
 
     for number in range(args.rounds):
         note(_measure_bare(bundle, gallery))
-        ours = [sys.executable, "-m", "asymcir_edge", "serve", "--server-bundle", args.bundle]
+        ours = [sys.executable, "-m", "asymcir_edge", "serve", "--server-bundle", folder]
         ours += ["--gallery", f"g={gallery}", "--port", "0", "--no-follow"]
         peer = [sys.executable, "-m", "asymcir_benchmarks.load.peer", "--model", args.model, "--vectors", vectors]
         for name, command, requests in ((OURS, ours, searches), (PEER, peer, texts)):
@@ -200,6 +204,18 @@ def _serving(command: Sequence[object], port_file: Path) -> Iterator[tuple[str, 
             process.wait()
 
 
+def _choose_bundle(args: argparse.Namespace) -> Path:
+    """Return the bundle, or one like it whose text tower computes in int8."""
+    if args.text_compute == "fp32":
+        return Path(args.bundle)
+    from asymcir_benchmarks.costs.server_bundles import derive_bundle  # imports torch, which the servers do without
+
+    folder: Path = args.work / f"{args.model}-text-{args.text_compute}"
+    if not folder.exists():
+        derive_bundle(args.bundle, folder, text=args.text_compute, visual="fp32")
+    return folder
+
+
 def _make_gallery(args: argparse.Namespace, bundle: ServerBundle) -> Path:
     """Write a gallery of random vectors in the bundle's space."""
     width = bundle.text.embedding_width
@@ -208,8 +224,7 @@ def _make_gallery(args: argparse.Namespace, bundle: ServerBundle) -> Path:
         write_gallery(folder, args.gallery_size, width, "auto")
     snapshot = folder / "snapshots" / (folder / "CURRENT").read_text().strip()
     manifest = read_manifest(snapshot, format=GALLERY, sampled=True)
-    spaces = read_manifest(args.bundle, format=SERVER_BUNDLE).properties["target_spaces"]
-    properties = {**manifest.properties, "target": "union", "target_space": spaces["union"]}
+    properties = {**manifest.properties, "target": "union", "target_space": bundle.target_spaces["union"]}
     if properties != manifest.properties:
         (snapshot / "manifest.json").unlink()
         write_manifest(snapshot, format=GALLERY, properties=properties, sampled=True)

@@ -61,6 +61,11 @@ class Admission:
             )
 
     @property
+    def in_flight(self) -> int:
+        """Requests computed or waiting now."""
+        return self._in_flight
+
+    @property
     def draining(self) -> bool:
         """Whether new requests are turned away."""
         return self._draining

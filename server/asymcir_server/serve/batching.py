@@ -124,6 +124,11 @@ class TextBatcher:
         assert waiting.result is not None
         raise waiting.result
 
+    @property
+    def queue_depth(self) -> int:
+        """Prompts that wait for a run."""
+        return len(self._queue)
+
     def close(self) -> None:
         """Let the run that is under way end, and turn away what waits."""
         with self._changed:

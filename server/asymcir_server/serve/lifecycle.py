@@ -4,8 +4,9 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -27,7 +28,7 @@ from asymcir_server.serve.listening import UnixSocket, bind_port, join_address, 
 from asymcir_server.serve.rpc import GrpcServer
 from asymcir_server.serve.rpc.calls import CallRules, make_handler
 from asymcir_server.serve.security import Access, KeyStore, TlsConfig
-from asymcir_server.serve.security.tls import is_loopback, make_http_context
+from asymcir_server.serve.security.tls import is_loopback, make_grpc_credentials, make_http_context
 from asymcir_server.serve.service import MAX_MESSAGE_BYTES, RetrievalService, ServiceLimits
 
 _RETRIEVAL: ServiceDescriptor = retrieval_pb2.DESCRIPTOR.services_by_name["Retrieval"]
@@ -35,6 +36,7 @@ _ADMIN: ServiceDescriptor = retrieval_pb2.DESCRIPTOR.services_by_name["GalleryAd
 SERVICE_NAME, ADMIN_SERVICE_NAME = _RETRIEVAL.full_name, _ADMIN.full_name
 
 _SPARE_THREADS = 4  # for refusals, Describe and health while every admitted request waits
+_Folders = str | Path | Sequence[Path]
 _HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _log = logging.getLogger(__name__)
 
@@ -54,6 +56,8 @@ class ServerConfig:
         admin: offer the service GalleryAdmin too.
         http: answer over HTTP too; None: only gRPC.
         tls: certificates of both faces; None: plain text, on addresses of this machine only.
+        metrics_port: answer `/metrics` for Prometheus on this port too, on `metrics_host`; None: over HTTP only.
+        metrics_host: not encrypted and without a key, so an address that strangers do not reach.
         keys: a file of `asymcir keys`; None: whoever reaches the server may call.
         receive_timeout_s: how long a gRPC call may take to send its message; over HTTP that is `http`'s.
         allow_plaintext: listen without TLS on other addresses too, because something before the server does TLS.
@@ -69,6 +73,8 @@ class ServerConfig:
     http: HttpConfig | None = None
     tls: TlsConfig | None = None
     keys: str | Path | None = None
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
     receive_timeout_s: float = 20.0
     allow_plaintext: bool = False
 
@@ -125,6 +131,7 @@ class RetrievalServer:
         self._admin = GalleryAdminService(bundle, self.service) if self._config.admin else None
         self._grpc: GrpcServer | None = None
         self._http: HttpServer | None = None
+        self._stop_metrics: Callable[[], None] | None = None
         self._socket: UnixSocket | None = None
         self._ready = False
         self._follow: FollowThread | None = None
@@ -160,6 +167,8 @@ class RetrievalServer:
                 self.port = bind_port(grpc, self._config.host, self._config.port, self._config.tls)
             if self._config.http is not None:
                 self._http = self._start_http(self._config.http)
+            if self._config.metrics_port is not None:
+                self._stop_metrics = self.service.metrics.serve(self._config.metrics_host, self._config.metrics_port)
             grpc.start()
             self.service.warm_up()
         except BaseException:
@@ -189,6 +198,8 @@ class RetrievalServer:
             self._grpc.stop(max(0.0, self._config.drain_timeout_s - (time.monotonic() - started_s)))
         if self._socket is not None:
             self._socket.remove()
+        if self._stop_metrics is not None:
+            self._stop_metrics()
         self._pool.shutdown(wait=False)
         self.service.close()
         if self._follow is not None:
@@ -228,6 +239,7 @@ class RetrievalServer:
     def _make_grpc(self) -> GrpcServer:
         rules = CallRules(
             access=self._access,
+            metrics=self.service.metrics,
             max_bytes=MAX_MESSAGE_BYTES,
             receive_timeout_s=self._config.receive_timeout_s,
             check_room={"Search": self.service.admission.check_room},
@@ -244,9 +256,47 @@ class RetrievalServer:
         )
 
 
+@contextmanager
+def open_server(
+    bundle_folder: str | Path, gallery_folders: Mapping[str, _Folders], config: ServerConfig, *, threads: int = 0
+) -> Iterator[RetrievalServer]:
+    """Load what a server needs; it does not listen before `start`.
+
+    Args:
+        bundle_folder: the server bundle.
+        gallery_folders: name -> gallery, or the shards that make one.
+        config: where and how.
+        threads: threads inside one ONNX operator; 0: ONNX Runtime decides.
+
+    Raises:
+        BundleError, SpaceMismatchError, ListenError, KeysError: it cannot serve as asked.
+    """
+    if config.unix_socket is None:
+        probe_port(config.host, config.port)  # before a large bundle is hashed for nothing
+    else:
+        UnixSocket(Path(config.unix_socket)).probe()
+    galleries: dict[str, GalleryHolder] = {}
+    try:
+        bundle = ServerBundle.load(Path(bundle_folder), threads=threads)
+        for name, folder in gallery_folders.items():
+            galleries[name] = GalleryHolder(
+                Gallery.open(folder, bundle.target_spaces)
+                if isinstance(folder, str | Path)
+                else ShardedGallery.open(folder, bundle.target_spaces)
+            )
+        server = RetrievalServer(bundle, galleries, config)
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        for gallery in galleries.values():
+            gallery.close()
+
+
 def serve(
     bundle_folder: str | Path,
-    gallery_folders: Mapping[str, str | Path | Sequence[Path]],
+    gallery_folders: Mapping[str, _Folders],
     config: ServerConfig,
     *,
     threads: int = 0,
@@ -256,17 +306,13 @@ def serve(
     """Load, serve until SIGTERM or SIGINT, drain, return. Call it from the main thread.
 
     Args:
-        bundle_folder: the server bundle.
-        gallery_folders: name -> gallery, or the shards that make one.
-        config: where and how.
-        threads: threads inside one ONNX operator; 0: ONNX Runtime decides.
+        bundle_folder, gallery_folders, config, threads: see `open_server`.
         port_file: written with the port once the server is ready, removed at the end.
         on_ready: called once the server is ready.
 
     Raises:
-        BundleError, SpaceMismatchError, ListenError: it cannot serve as asked.
+        BundleError, SpaceMismatchError, ListenError, KeysError: it cannot serve as asked.
     """
-    bundle_folder = Path(bundle_folder)
     port_file = None if port_file is None else Path(port_file)
     stop = threading.Event()
 
@@ -274,37 +320,41 @@ def serve(
         stop.set()
 
     previous = {number: signal.signal(number, request_stop) for number in _HANDLED_SIGNALS}
-    galleries: dict[str, GalleryHolder] = {}
     try:
-        if config.unix_socket is None:
-            probe_port(config.host, config.port)  # before a large bundle is hashed for nothing
-        else:
-            UnixSocket(Path(config.unix_socket)).probe()
-        bundle = ServerBundle.load(bundle_folder, threads=threads)
-        for name, folder in gallery_folders.items():
-            galleries[name] = GalleryHolder(
-                Gallery.open(folder, bundle.target_spaces)
-                if isinstance(folder, str | Path)
-                else ShardedGallery.open(folder, bundle.target_spaces)
-            )
-        server = RetrievalServer(bundle, galleries, config)
-        try:
+        with open_server(bundle_folder, gallery_folders, config, threads=threads) as server:
             server.start()
-            if port_file is not None:
-                _write_port(port_file, server.port)
-            if on_ready is not None:
-                on_ready(server)
-            stop.wait()
-            _log.info("stopping: requests in flight have %g s to end", config.drain_timeout_s)
-        finally:
-            server.stop()
-            if port_file is not None:
-                port_file.unlink(missing_ok=True)
+            try:
+                if port_file is not None:
+                    _write_port(port_file, server.port)
+                if on_ready is not None:
+                    on_ready(server)
+                stop.wait()
+                _log.info("stopping: requests in flight have %g s to end", config.drain_timeout_s)
+                server.stop()
+            finally:
+                if port_file is not None:
+                    port_file.unlink(missing_ok=True)
     finally:
-        for gallery in galleries.values():
-            gallery.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def check_server(
+    bundle_folder: str | Path, gallery_folders: Mapping[str, _Folders], config: ServerConfig, *, threads: int = 0
+) -> RetrievalService:
+    """Do all that a server does before it listens: load, open, compare spaces, read keys and certificates, search once.
+
+    Arguments and errors are those of `open_server`.
+
+    Returns:
+        The service, closed, which says what would be served.
+    """
+    with open_server(bundle_folder, gallery_folders, config, threads=threads) as server:
+        if config.tls is not None:
+            make_grpc_credentials(config.tls)
+            make_http_context(config.tls)
+        server.service.warm_up()
+        return server.service
 
 
 def _write_port(path: Path, port: int) -> None:

@@ -30,6 +30,7 @@ from asymcir_server.gallery.filters import FILTER_LIMITS
 from asymcir_server.serve.admission import Admission
 from asymcir_server.serve.batching import LATE, TextBatcher
 from asymcir_server.serve.hit_metadata import add_metadata
+from asymcir_server.serve.operations import GalleryState, ServerMetrics
 from asymcir_server.serve.status import to_status
 
 DEFAULT_TOP_K = 10
@@ -83,10 +84,12 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
         bundle: its word_space is the one that devices must speak.
         galleries: name -> open gallery, or what holds it, at least one; the first answers where a request names none.
         limits: defaults to `ServiceLimits()`.
+        metrics: what is counted; a new one by default.
 
     Attributes:
         holders: name -> what holds the gallery that answers now.
         followers: name -> what brings a gallery to the state on disk, for galleries in a folder.
+        metrics: what is counted.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
         bundle: ServerBundle,
         galleries: Mapping[str, AnyGallery | GalleryHolder],
         limits: ServiceLimits | None = None,
+        metrics: ServerMetrics | None = None,
     ) -> None:
         """Open the text tower.
 
@@ -126,7 +130,19 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
         self._text_encoder = TextEncoder(bundle)
         self._batcher = TextBatcher(self._text_encoder, max_items=self.limits.max_batch)
         self._searches = threading.BoundedSemaphore(self.limits.concurrency)
+        self.metrics = metrics or ServerMetrics()
+        self.metrics.watch(
+            in_flight=lambda: self.admission.in_flight,
+            queue_depth=lambda: self._batcher.queue_depth,
+            draining=lambda: self.admission.draining,
+            galleries=self._describe_galleries,
+        )
         self._version = importlib.metadata.version("asymcir")
+
+    @property
+    def word_space(self) -> str:
+        """Digest of the space that sentence tokens must live in."""
+        return self._bundle.word_space
 
     def close(self) -> None:
         """End the thread that encodes queries; the galleries stay open."""
@@ -146,6 +162,17 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
         with ExitStack() as stack:
             galleries = {name: stack.enter_context(holder.lease()) for name, holder in self.holders.items()}
             return self._describe(galleries)
+
+    def _describe_galleries(self) -> dict[str, GalleryState]:
+        return {
+            name: GalleryState(
+                version=gallery.full_version,
+                target=gallery.target,
+                index_kind=gallery.index_kind,
+                size=gallery.size,
+            )
+            for name, gallery in ((name, holder.current) for name, holder in self.holders.items())
+        }
 
     def _describe(self, galleries: Mapping[str, AnyGallery]) -> retrieval_pb2.DescribeResponse:
         return retrieval_pb2.DescribeResponse(
@@ -257,6 +284,10 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
                 encode_ms=encoded.run_ms,
                 search_ms=(searched_s - encoded_s) * 1000.0,
             ),
+        )
+        timing = response.timing
+        self.metrics.count_search(
+            queue_ms=timing.queue_ms, encode_ms=timing.encode_ms, search_ms=timing.search_ms, batch=encoded.batch
         )
         if unknown:
             shown = ", ".join(repr(one) for one in unknown[:_SHOWN_IDS])

@@ -22,6 +22,8 @@ from asymcir_server.errors import GalleryNotFoundError, ServerError
 from asymcir_server.serve.admin import MAX_PICTURE_MESSAGE_BYTES, GalleryAdminService
 from asymcir_server.serve.http.calls import CheckCaller, make_endpoints
 from asymcir_server.serve.http.config import HttpConfig
+from asymcir_server.serve.operations import ServerMetrics
+from asymcir_server.serve.operations.metrics import CONTENT_TYPE
 from asymcir_server.serve.security.access import AUTHORIZATION, Access
 from asymcir_server.serve.service import MAX_MESSAGE_BYTES, RetrievalService
 
@@ -48,12 +50,14 @@ _MIN_RATE_BYTES_S = 64 * 1024
 class _Connect(ConnectASGIApplication[Any]):
     """One service; `path` names it."""
 
-    def __init__(self, name: str, servicer: Any, pool: Executor, max_bytes: int, access: Access) -> None:
+    def __init__(
+        self, name: str, servicer: Any, pool: Executor, max_bytes: int, access: Access, metrics: ServerMetrics
+    ) -> None:
         self._path = f"/{SERVICES[name].full_name}"
         super().__init__(
             service=servicer,
-            endpoints=lambda held: make_endpoints(SERVICES[name], held, pool),
-            interceptors=[CheckCaller(access)],
+            endpoints=lambda held: make_endpoints(SERVICES[name], held, pool, metrics),
+            interceptors=[CheckCaller(access, metrics)],
             read_max_bytes=max_bytes,
             codecs=google_protobuf_codecs(),
         )
@@ -141,6 +145,12 @@ def make_app(
         ready = is_ready()
         return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
 
+    async def send_metrics(request: Request) -> Response:
+        if (refusal := _check_key(access, request)) is not None:
+            return refusal
+        rendered = await asyncio.get_running_loop().run_in_executor(pool, service.metrics.render)
+        return Response(rendered, headers={"content-type": CONTENT_TYPE, "cache-control": "no-store"})
+
     async def send_thumbnail(request: Request) -> Response:
         if (refusal := _check_key(access, request)) is not None:
             return refusal
@@ -162,13 +172,14 @@ def make_app(
     routes: list[Any] = [
         Route("/healthz", say_alive, methods=["GET"]),
         Route("/readyz", say_ready, methods=["GET"]),
+        Route("/metrics", send_metrics, methods=["GET"]),
         Route("/thumbnails/{gallery}/{id:path}", send_thumbnail, methods=["GET"]),
     ]
     services: Mapping[str, tuple[Any, int]] = {"Retrieval": (service, MAX_MESSAGE_BYTES)} | (
         {} if admin is None else {"GalleryAdmin": (admin, MAX_PICTURE_MESSAGE_BYTES)}
     )
     for name, (servicer, max_bytes) in services.items():
-        connect = _Connect(name, servicer, pool, max_bytes, access)
+        connect = _Connect(name, servicer, pool, max_bytes, access, service.metrics)
         routes.append(Mount(connect.path, app=connect))
     if config.device_bundle is not None:
         routes.append(Mount("/device", app=_Files(directory=config.device_bundle)))

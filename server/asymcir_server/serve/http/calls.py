@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from asymcir_server.errors import ServerError
+from asymcir_server.serve.operations import ServerMetrics
 from asymcir_server.serve.rpc.context import CallContext, Metadata
 from asymcir_server.serve.security.access import AUTHORIZATION, Access, current_caller
 from asymcir_server.serve.status import to_status
@@ -69,9 +71,9 @@ class HttpCallContext(CallContext):
 class CheckCaller:
     """Checks who calls before the request's body is read; an interceptor of Connect."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, metrics: ServerMetrics) -> None:
         """Prepare."""
-        self._access = access
+        self._access, self._metrics = access, metrics
 
     async def on_start(self, context: RequestContext[Any, Any]) -> None:
         """Refuse a caller who may not call this."""
@@ -80,30 +82,33 @@ class CheckCaller:
             current_caller.set(self._access.check_service(context.method.service_name, sent))
         except ServerError as exc:
             status = to_status(exc)
+            with self._metrics.observe("http", context.method.name) as refused:
+                refused.code = status.code.name
             raise ConnectError(_CODES[status.code], status.message) from exc
 
     async def on_end(self, token: None, context: RequestContext[Any, Any], error: Exception | None) -> None:
         """Nothing is left to do."""
 
 
-def make_endpoints(service: ServiceDescriptor, servicer: Any, pool: Executor) -> dict[str, Any]:
+def make_endpoints(service: ServiceDescriptor, servicer: Any, pool: Executor, metrics: ServerMetrics) -> dict[str, Any]:
     """Make a Connect endpoint of every method of a service.
 
     Args:
         service: its descriptor.
         servicer: answers its methods, in threads.
         pool: the threads.
+        metrics: counts the calls.
 
     Returns:
         URL path -> endpoint.
     """
     return {
-        f"/{service.full_name}/{method.name}": _make_endpoint(method, getattr(servicer, method.name), pool)
+        f"/{service.full_name}/{method.name}": _make_endpoint(method, getattr(servicer, method.name), pool, metrics)
         for method in service.methods
     }
 
 
-def _make_endpoint(method: MethodDescriptor, call: Callable[..., Any], pool: Executor) -> Any:
+def _make_endpoint(method: MethodDescriptor, call: Callable[..., Any], pool: Executor, metrics: ServerMetrics) -> Any:
     kind = _TYPES[method.client_streaming, method.server_streaming]
     info: MethodInfo[Any, Any] = MethodInfo(
         name=method.name,
@@ -114,33 +119,41 @@ def _make_endpoint(method: MethodDescriptor, call: Callable[..., Any], pool: Exe
         stream_type=kind,
     )
 
+    @contextmanager
+    def answering(context: RequestContext[Any, Any]) -> Iterator[HttpCallContext]:
+        """Count a call, and end it."""
+        adapted = HttpCallContext(context)
+        with metrics.observe("http", method.name) as counted:
+            try:
+                yield adapted
+                adapted.send_trailing_metadata()
+            except ConnectError as exc:
+                counted.code = exc.code.name.replace("CANCELED", "CANCELLED")
+                raise
+            except (asyncio.CancelledError, GeneratorExit):
+                counted.code = grpc.StatusCode.CANCELLED.name
+                raise
+            finally:
+                adapted.end()
+
     async def one(request: Any, context: RequestContext[Any, Any]) -> Any:
         """Answer with one message."""
-        adapted = HttpCallContext(context)
         loop = asyncio.get_running_loop()
         if method.client_streaming:
             request = _iterate(request, loop)
-        try:
-            answer = await loop.run_in_executor(pool, copy_context().run, _run, call, request, adapted)
-            adapted.send_trailing_metadata()
-            return answer
-        finally:
-            adapted.end()
+        with answering(context) as adapted:
+            return await loop.run_in_executor(pool, copy_context().run, _run, call, request, adapted)
 
     async def many(request: Any, context: RequestContext[Any, Any]) -> AsyncIterator[Any]:
         """Answer with a stream."""
-        adapted = HttpCallContext(context)
         loop = asyncio.get_running_loop()
         if method.client_streaming:
             request = _iterate(request, loop)
-        try:
+        with answering(context) as adapted:
             held = copy_context()
             answers = await loop.run_in_executor(pool, held.run, _run, call, request, adapted)
             while (answer := await loop.run_in_executor(pool, held.run, _run, next, answers, _END)) is not _END:
                 yield answer
-            adapted.send_trailing_metadata()
-        finally:
-            adapted.end()
 
     if kind is StreamType.UNARY:
         return Endpoint.unary(info, one)

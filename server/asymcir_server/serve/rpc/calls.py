@@ -9,6 +9,7 @@ are the same.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
 from asymcir_server.errors import DeadlineError, MessageSizeError, RequestError
+from asymcir_server.serve.operations import ServerMetrics
 from asymcir_server.serve.rpc.context import CallContext, Metadata
 from asymcir_server.serve.security.access import AUTHORIZATION, Access, current_caller
 from asymcir_server.serve.status import to_status
@@ -34,11 +36,13 @@ class CallRules:
         receive_timeout_s: for the message of a call that sends one.
         check_room: name of a method -> refuses a call that would be refused anyway, before it is received; runs in the
             loop, so it must not wait.
+        metrics: counts the calls.
     """
 
     access: Access
     max_bytes: int
     receive_timeout_s: float
+    metrics: ServerMetrics
     check_room: Mapping[str, Callable[[], None]] = field(default_factory=dict)
 
 
@@ -114,35 +118,39 @@ def _make_method(method: MethodDescriptor, call: Callable[..., Any], pool: Execu
             raise RequestError("the call ended without a message: expected one")
         return _decode(data, kind, rules.max_bytes)
 
+    @asynccontextmanager
+    async def answering(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[GrpcCallContext]:
+        """Count a call, tell gRPC of its error, and end it."""
+        adapted = GrpcCallContext(context)
+        with rules.metrics.observe("grpc", method.name) as counted:
+            try:
+                yield adapted
+                context.set_trailing_metadata(adapted.trailing_metadata())
+            except Exception as exc:
+                error = _to_abort(exc)
+                counted.code = error.code.name
+                await context.abort(error.code, error.details, error.trailing)
+            except asyncio.CancelledError:
+                counted.code = grpc.StatusCode.CANCELLED.name
+                raise
+            finally:
+                adapted.end()
+
     async def one(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         """Answer with one message."""
-        adapted, loop = GrpcCallContext(context), asyncio.get_running_loop()
-        try:
-            request = await begin(requests, adapted)
+        async with answering(context) as adapted:
+            request, loop = await begin(requests, adapted), asyncio.get_running_loop()
             answer: bytes = await loop.run_in_executor(pool, copy_context().run, _answer, call, request, adapted)
-            context.set_trailing_metadata(adapted.trailing_metadata())
-            return answer
-        except Exception as exc:
-            await _abort(exc, context)
-            raise
-        finally:
-            adapted.end()
+        return answer
 
     async def many(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
         """Answer with a stream."""
-        adapted, loop = GrpcCallContext(context), asyncio.get_running_loop()
-        try:
-            request = await begin(requests, adapted)
+        async with answering(context) as adapted:
+            request, loop = await begin(requests, adapted), asyncio.get_running_loop()
             held = copy_context()
             answers = await loop.run_in_executor(pool, held.run, call, request, adapted)
             while (answer := await loop.run_in_executor(pool, held.run, _next, answers)) is not None:
                 yield answer.SerializeToString()
-            context.set_trailing_metadata(adapted.trailing_metadata())
-        except Exception as exc:
-            await _abort(exc, context)
-            raise
-        finally:
-            adapted.end()
 
     if method.server_streaming:
         return grpc.stream_stream_rpc_method_handler(many)
@@ -157,14 +165,12 @@ def _next(answers: Iterator[Message]) -> Message | None:
     return next(answers, None)
 
 
-async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    """Tell gRPC how the call ends; what a servicer did not map itself is mapped here."""
-    if isinstance(error, grpc.aio.AbortError | grpc.RpcError):
-        return
-    if not isinstance(error, _AbortedError):
-        status = to_status(error)
-        error = _AbortedError(status.code, status.message, status.trailing_metadata)
-    await context.abort(error.code, error.details, error.trailing)
+def _to_abort(error: Exception) -> _AbortedError:
+    """Return how a call ends; what a servicer did not map itself is mapped here."""
+    if isinstance(error, _AbortedError):
+        return error
+    status = to_status(error)
+    return _AbortedError(status.code, status.message, status.trailing_metadata)
 
 
 def _decode(data: bytes, kind: type[Message], max_bytes: int) -> Message:
