@@ -12,6 +12,7 @@ MODULES = {
     "grpcio-health-checking": "grpc_health",
     "grpcio-reflection": "grpc_reflection",
     "open_clip_torch": "open_clip",
+    "prometheus-client": "prometheus_client",
     "resvg-py": "resvg_py",
     "scikit-learn": "sklearn",
 }
