@@ -13,6 +13,8 @@ export const root = fileURLToPath(new URL("../../../", import.meta.url));
 export const assets = `${root}demo/assets/`;
 const python = process.env.PYTHON ?? `${root}.venv-dev/bin/python`;
 const browserPath = process.env.CHROMIUM ?? ["/usr/bin/chromium", "/usr/bin/chromium-browser"].find(existsSync);
+/** Of one wait, ms: above what a page needs on a machine that is busy with other work. */
+const PATIENCE_MS = 120_000;
 const FLAGS = [
   "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
   "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
@@ -70,7 +72,7 @@ export async function startServer({ gallery, port = 0, device = `${assets}device
 export async function openBrowser() {
   if (!browserPath) throw new Error("no Chromium: apt-get install -y chromium, or set CHROMIUM");
   const userData = mkdtempSync(join(tmpdir(), "asymcir-chromium-"));
-  const browser = await chromium.launch({ executablePath: browserPath, headless: true, args: FLAGS, timeout: 60_000 });
+  const browser = await chromium.launch({ executablePath: browserPath, headless: true, args: FLAGS, timeout: PATIENCE_MS });
   return {
     browser,
     close: async () => {
@@ -83,8 +85,8 @@ export async function openBrowser() {
 /** Opens the page in a context of its own: no cookies, no cache. */
 export async function openPage(browser, url, options = {}) {
   const context = await browser.newContext({ viewport: { width: 1200, height: 900 }, reducedMotion: "reduce", ...options });
+  context.setDefaultTimeout(PATIENCE_MS);
   const page = await context.newPage();
-  page.setDefaultTimeout(45_000);
   page.problems = [];
   page.on("pageerror", (error) => page.problems.push(error.message));
   await page.goto(url);
@@ -95,10 +97,18 @@ export const ready = (page) => page.locator(".status", { hasText: /^Ready$|answe
 export const choose = (page, file) => page.locator('input[type="file"]').setInputFiles(file);
 export const firstNames = async (page, count = 10) => (await page.locator(".card .name").allTextContents()).slice(0, count);
 
-/** Waits until the answers belong to the query: after a debounce, nothing is under way. */
-export async function settled(page) {
-  await page.waitForTimeout(250);
-  await page.locator('.grid[aria-busy="false"], .results .empty').first().waitFor();
+/** Waits until the answers are those of the query. The page says that it waits as soon as the query changes. */
+export const settled = (page) => page.locator('.results[aria-busy="false"]').waitFor();
+
+/** Waits until `measure` gives what `wanted` accepts; returns that. For what a page shows later than a click. */
+export async function until(measure, wanted) {
+  const end = performance.now() + PATIENCE_MS;
+  for (;;) {
+    const found = await measure();
+    if (wanted(found)) return found;
+    if (performance.now() > end) throw new Error(`waited for ${wanted}, got ${found}`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
 }
 
 export function writeFile(folder, name, data) {

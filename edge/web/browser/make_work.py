@@ -39,6 +39,7 @@ def main(work: Path) -> None:
     wide.save(work / "transparent.png")
     wide.convert("RGB").save(work / "photo.jpg", quality=95)
     Image.new("RGB", (1, 1), (200, 30, 30)).save(work / "one.png")
+    Image.new("RGB", (600, 10), (200, 30, 30)).save(work / "thin.png")
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     frames[0].save(work / "moving.gif", save_all=True, append_images=frames[1:], duration=100)
     corrupted = work / "corrupted"

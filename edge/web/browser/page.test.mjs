@@ -5,7 +5,7 @@ import { createRequire } from "node:module";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import {
-  assets, choose, firstNames, freePort, makeWork, openBrowser, openPage, ready, settled, startServer, writeFile,
+  assets, choose, firstNames, freePort, makeWork, openBrowser, openPage, ready, settled, startServer, until, writeFile,
 } from "./harness.mjs";
 
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
@@ -104,23 +104,24 @@ test("draw, undo, clear, on a narrow touch screen in the dark", async () => {
     await page.mouse.move(box.x + 240, box.y + row + 30, { steps: 8 });
     await page.mouse.up();
   };
-  await stroke(60);
-  await answers(page);
-  await stroke(160);
-  await settled(page);
-  // The canvas is painted in an effect, a frame after the click: the amount of ink is waited for.
-  const ink = async (least, most) => (await page.waitForFunction(([least, most]) => {
+  const ink = () => page.evaluate(() => {
     const canvas = document.querySelector(".drawing canvas");
     const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
     let count = 0;
     for (let index = 1; index < data.length; index += 4) if (data[index] < 200) count++;
-    return count >= least && count <= most ? { count } : false;
-  }, [least, most])).evaluate(({ count }) => count);
-  const two = await ink(1, Infinity);
+    return count;
+  });
+  await stroke(60);
+  await answers(page);
+  const one = await ink();
+  assert.ok(one > 0);
+  await stroke(160);
+  await until(ink, (count) => count > one);
   await page.getByRole("button", { name: "Undo" }).click();
-  await ink(1, two - 1);
+  await until(ink, (count) => count === one);
   await page.getByRole("button", { name: "Clear" }).click();
-  await ink(0, 0);
+  await until(ink, (count) => count === 0);
+  await page.getByText("Answers appear here").waitFor();
   const wide = await page.evaluate(() => document.documentElement.scrollWidth);
   assert.ok(wide <= 360, `the page is ${wide} px wide`);
   assert.deepEqual(page.problems, []);
@@ -157,6 +158,7 @@ test("with the keyboard alone", async () => {
   await page.keyboard.press("Enter");
   await page.getByRole("button", { name: "Remove the change “is blue”" }).focus();
   await page.keyboard.press("Enter");
+  await settled(page);
   await page.locator(".card").first().focus();
   await page.keyboard.press("Enter");
   await page.getByText("Started from").waitFor();
@@ -174,6 +176,7 @@ for (const colorScheme of ["light", "dark"]) {
     };
     await check("empty");
     await page.getByRole("button", { name: "Draw" }).click();
+    await page.locator(".drawing canvas").waitFor();
     await check("drawing");
     await page.getByRole("button", { name: "Upload" }).click();
     await choose(page, cat());
@@ -199,6 +202,7 @@ test("bad pictures: each says what to do, and a good one works afterwards", asyn
     [writeFile(work, "nothing.png", ""), /file is empty/],
     [heic, /does not read HEIC/],
     [writeFile(work, "bomb.png", bomb), /too many pixels/],
+    [at("thin.png"), /too long and thin/],
   ]) {
     await choose(page, file);
     await page.locator(".problem", { hasText: sentence }).waitFor();
@@ -221,7 +225,7 @@ test("no connection: the page says so, keeps the query, and goes on", async () =
   await page.context().setOffline(true);
   await page.locator(".problem", { hasText: "You are offline" }).waitFor();
   await page.locator("#change").fill("is blue");
-  await page.waitForTimeout(400);
+  await settled(page);
   await page.context().setOffline(false);
   await page.locator(".problem").waitFor({ state: "detached" });
   assert.equal(await page.locator("#change").inputValue(), "is blue");
@@ -270,9 +274,8 @@ test("a corrupted bundle, one of another space, a wrong key", async () => {
 });
 
 test("a slow network: it says how far it is, and a picture may be given before", async () => {
-  const context = await chromium.browser.newContext();
-  const page = await context.newPage();
-  page.setDefaultTimeout(60_000);
+  const page = await openPage(chromium.browser, "about:blank");
+  const context = page.context();
   const session = await context.newCDPSession(page);
   await session.send("Network.enable");
   await session.send("Network.emulateNetworkConditions", { offline: false, latency: 60, downloadThroughput: 9e6 / 8, uploadThroughput: 9e6 / 8 });
@@ -281,4 +284,64 @@ test("a slow network: it says how far it is, and a picture may be given before",
   await choose(page, cat());
   await answers(page);
   await context.close();
+});
+
+test("a second visit without a connection shows the page, with its encoder, and says that it is offline", async () => {
+  const own = await startServer({ gallery: at("gallery") });
+  const page = await openPage(chromium.browser, own.url);
+  await ready(page);
+  await page.evaluate(() => navigator.serviceWorker.ready);
+  await until(() => page.evaluate(async () => {
+    const names = (await caches.keys()).filter((name) => name.startsWith("asymcir-page-"));
+    return names.length ? (await (await caches.open(names[0])).keys()).length : 0;
+  }), (files) => files >= 8);
+  await own.stop();
+  await page.context().setOffline(true);
+  await page.reload();
+  await page.locator(".problem", { hasText: "You are offline" }).waitFor();
+  await ready(page);
+  await choose(page, cat());
+  await page.getByText("What the sentence looks at").waitFor();
+  assert.deepEqual(page.problems, []);
+  await page.context().close();
+});
+
+test("WebAssembly blocked by a policy: it says so", async () => {
+  const page = await openPage(chromium.browser, "about:blank", { serviceWorkers: "block" });
+  await page.route("**/assets/worker-*.js", async (route) => {
+    const response = await route.fetch();
+    await route.fulfill({ response, headers: { ...response.headers(), "content-security-policy": "script-src 'self' blob:" } });
+  });
+  await page.goto(server.url);
+  await page.locator(".problem", { hasText: "WebAssembly may be blocked by a policy" }).waitFor();
+  await page.context().close();
+});
+
+test("storage full: it says so once, and everything works", async () => {
+  const page = await openPage(chromium.browser, "about:blank", { serviceWorkers: "block" });
+  const session = await page.context().newCDPSession(page);
+  await session.send("Storage.overrideQuotaForOrigin", { origin: new URL(server.url).origin, quotaSize: 10_000 });
+  await page.goto(server.url);
+  await page.locator(".notice", { hasText: "storage is full" }).waitFor();
+  await ready(page);
+  await choose(page, cat());
+  await answers(page);
+  await page.context().close();
+});
+
+test("no camera, or one that may not be used: it says what to do", async () => {
+  const page = await openPage(chromium.browser, "about:blank", { serviceWorkers: "block" });
+  await page.route(server.url, async (route) => {
+    const response = await route.fetch();
+    await route.fulfill({ response, headers: { ...response.headers(), "permissions-policy": "camera=()" } });
+  });
+  await page.goto(server.url);
+  await ready(page);
+  await page.getByRole("button", { name: "Camera" }).click();
+  await page.locator(".problem", { hasText: "The camera may not be used" }).waitFor();
+  await page.getByRole("button", { name: "Upload" }).click();
+  await choose(page, cat());
+  await answers(page);
+  assert.equal(await page.locator(".problem").count(), 0);
+  await page.context().close();
 });

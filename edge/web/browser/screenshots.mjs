@@ -17,7 +17,8 @@ for (const [name, options] of [
   await page.locator(".card").first().waitFor();
   await page.locator("#change").fill("is crying");
   await settled(page);
-  await page.waitForTimeout(1500);
+  await page.waitForFunction(() =>
+    [...document.images].filter((image) => image.getBoundingClientRect().top < innerHeight).every((image) => image.complete && image.naturalWidth));
   await page.screenshot({ path: `${root}docs/images/${name}.png` });
   await page.context().close();
 }

@@ -15,8 +15,11 @@ const packed = gzipSync(readFileSync(`${runtime}${name}.wasm`), { level: 9 });
 packed[9] = 255; // the operating system, which gzip notes and nothing reads
 writeFileSync(`${page}runtime/${name}.wasm.gz`, packed);
 
+// Notices of what the binary contains, from the Python package of the same version, which has them; npm's has not.
+copyFileSync(fileURLToPath(new URL("onnxruntime-notices.txt", import.meta.url)), `${page}runtime/THIRD-PARTY-NOTICES.txt`);
+
 const files = readdirSync(page, { recursive: true, withFileTypes: true })
-  .filter((entry) => entry.isFile() && entry.name !== "sw.js")
+  .filter((entry) => entry.isFile() && entry.name !== "sw.js" && !entry.name.endsWith(".txt"))
   .map((entry) => `${entry.parentPath}/${entry.name}`.replaceAll("//", "/").slice(page.length))
   .sort();
 const digest = createHash("sha256"); // without the packed binary, whose bytes depend on the release of zlib

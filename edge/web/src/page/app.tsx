@@ -172,6 +172,7 @@ export function App() {
   const galleries = described?.galleries ?? [];
   const columns = galleries.find((each) => each.name === gallery)?.columns ?? [];
   const timing = answer?.timing;
+  const waiting = start !== undefined && (start.encoded ? busy : device.step !== "failed");
   const status =
     device.step === "loading" ? strings.loading(device.share)
     : device.step === "opening" ? strings.opening
@@ -249,7 +250,7 @@ export function App() {
             </section>
           )}
         </div>
-        <section class="results" id="answers" aria-labelledby="answers-title" tabIndex={-1}>
+        <section class="results" id="answers" aria-labelledby="answers-title" aria-busy={waiting} tabIndex={-1}>
           <h2 id="answers-title">{strings.answers}</h2>
           {answer && encoded && timing && (
             <p class="note cost">
@@ -262,6 +263,7 @@ export function App() {
       <footer>
         <button type="button" class="quiet" disabled={device.step !== "ready"} onClick={test}>{strings.selfTest}</button>
         <p role="status">{tested}</p>
+        <a href="./THIRD-PARTY-LICENSES.txt">{strings.licences}</a>
       </footer>
     </>
   );

@@ -6,7 +6,17 @@ const WAIT_MS = 150;
 
 export interface SearchState {
   answer?: Answer;
+  /** The query has no answer yet, be it that it was not sent yet. */
   busy: boolean;
+  error?: unknown;
+}
+
+/** What came of a query and an attempt; of earlier ones, until they are answered. */
+interface Outcome {
+  client?: RetrievalClient;
+  query?: Query;
+  attempt: number;
+  answer?: Answer;
   error?: unknown;
 }
 
@@ -15,21 +25,20 @@ export interface SearchState {
  * @param attempt raised to ask again.
  */
 export function useSearch(client: RetrievalClient, query: Query | undefined, attempt: number): SearchState {
-  const [state, setState] = useState<SearchState>({ busy: false });
+  const [outcome, setOutcome] = useState<Outcome>({ attempt });
   const lastTokens = useRef<Float32Array | undefined>(undefined);
   useEffect(() => {
-    if (!query) return setState({ busy: false });
+    if (!query) return setOutcome({ attempt });
     const abort = new AbortController();
     // Only typing is worth waiting for: a new picture is asked about at once.
     const wait = lastTokens.current === query.tokens ? WAIT_MS : 0;
     lastTokens.current = query.tokens;
     const timer = setTimeout(async () => {
-      setState((before) => ({ ...before, busy: true }));
       try {
         const answer = await client.search({ ...query, signal: abort.signal });
-        if (!abort.signal.aborted) setState({ answer, busy: false });
+        if (!abort.signal.aborted) setOutcome({ client, query, attempt, answer });
       } catch (error) {
-        if (!abort.signal.aborted) setState((before) => ({ answer: before.answer, busy: false, error }));
+        if (!abort.signal.aborted) setOutcome((before) => ({ client, query, attempt, answer: before.answer, error }));
       }
     }, wait);
     return () => {
@@ -37,5 +46,7 @@ export function useSearch(client: RetrievalClient, query: Query | undefined, att
       clearTimeout(timer);
     };
   }, [client, query, attempt]);
-  return state;
+  const { answer, error } = outcome;
+  const busy = query !== undefined && (outcome.query !== query || outcome.attempt !== attempt || outcome.client !== client);
+  return { answer, error, busy };
 }

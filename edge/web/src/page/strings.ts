@@ -58,6 +58,7 @@ export const strings = {
   selfTesting: "Testing",
   selfTestPassed: (pictures: number, cosine: number) => `This device encodes all ${pictures} test pictures right (least cosine ${cosine.toFixed(4)}).`,
   selfTestFailed: (problem: string) => `This device does not encode the test pictures right: ${problem}. Answers may be wrong; try another browser.`,
+  licences: "Licences of what this page contains",
   retry: "Try again",
   dismiss: "Dismiss",
   key: "Key of the server",

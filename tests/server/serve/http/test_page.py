@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from pathlib import Path
 
 import pytest
 from asymcir_edge.cli import main
@@ -23,7 +24,18 @@ def test_the_service_worker_keeps_every_file() -> None:
     assert found is not None
     listed = {name.removeprefix("./") or "index.html" for name in json.loads(found[1])}
     there = {path.relative_to(PAGE_FOLDER).as_posix() for path in PAGE_FOLDER.rglob("*") if path.is_file()}
-    assert listed == there - {"sw.js"}
+    assert listed == {name for name in there if name != "sw.js" and not name.endswith(".txt")}
+
+
+def test_the_page_carries_the_licences_of_the_packages_in_it_and_the_notice_names_them() -> None:
+    text = (PAGE_FOLDER / "THIRD-PARTY-LICENSES.txt").read_text()
+    bundled = re.findall(r"^(\S+): (?:MIT|Apache-2\.0)", text, re.MULTILINE)
+    assert len(bundled) >= 7
+    for sentence in ("Permission is hereby granted", "Redistribution and use in source", "TERMS AND CONDITIONS FOR USE"):
+        assert sentence in text
+    notice = (Path(__file__).parents[4] / "NOTICE").read_text()
+    assert [name for name in bundled if name not in notice] == []
+    assert "ONNX" in (PAGE_FOLDER / "runtime/THIRD-PARTY-NOTICES.txt").read_text()
 
 
 def test_the_runtime_is_webassembly() -> None:
