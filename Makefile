@@ -77,8 +77,10 @@ web-check: web-generate  ## Check the browser's types, tests, size budget, and t
 web-test: edge/web/node_modules/ready $(DEV)/ready  ## Drive the page in a headless Chromium
 	cd edge/web && npm run test:browser
 
-web-screenshots: edge/web/node_modules/ready $(DEV)/ready  ## Draw the page that make demo-web serves, into docs/images (PICTURE=FILE to search with)
-	cd edge/web && PICTURE=$(PICTURE) npm run screenshots
+GALLERY ?= demo/out/web-gallery
+web-screenshots: edge/web/node_modules/ready $(DEV)/ready  ## Draw the page and a page of asymcir explain into docs/images (GALLERY=FOLDER: of the demo's pictures)
+	test -d $(GALLERY) || $(DEV)/bin/asymcir gallery build demo/assets/gallery/gallery.jsonl --server-bundle demo/assets/server --gallery $(GALLERY) --thumbnails 128
+	cd edge/web && GALLERY=$(abspath $(GALLERY)) npm run screenshots
 
 NPM_EMOJI := openmoji@17.0.0 @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
   @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/emojione@1.2.3 @iconify-json/noto-v1@1.2.5 \

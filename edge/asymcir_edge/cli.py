@@ -37,6 +37,7 @@ _SUMMARIES = {
     "encode": "turn pictures into sentence tokens, on this device",
     "bench-server": "measure a running server under load",
     "eval": "measure retrieval accuracy on a dataset",
+    "explain": "write a page that says why a query is answered as it is",
     "export": "write a device or a server bundle from trained models",
     "gallery": "build, change and check a gallery, and keep its snapshots",
     "keys": "make, list and revoke the keys that callers of a server send",

@@ -45,7 +45,7 @@ def register_encode(subparsers: Any) -> None:
         description="Turn pictures into sentence tokens with a device bundle, and print their sizes and timings.",
     )
     parser.add_argument("pictures", nargs="+", type=path_name, metavar="PIC", help="picture files")
-    _add_encoder(parser)
+    add_encoder(parser)
     _add_sentence_length(parser, "keep only the first N tokens of a sentence")
     parser.add_argument(
         "--out",
@@ -74,7 +74,7 @@ def register_query(subparsers: Any) -> None:
     )
     parser.add_argument("--text", default="", metavar="CHANGE", help='the typed change, such as "is blue"')
     add_server(parser, timeout_s=_DEFAULT_TIMEOUT_S)
-    _add_encoder(parser)
+    add_encoder(parser)
     _add_sentence_length(parser, "send only the first N tokens of the sentence, for fewer bytes")
     parser.add_argument(
         "--top-k", type=whole_number(1, MAX_TOP_K), default=10, metavar="K", help="hits at most (default: 10)"
@@ -155,7 +155,8 @@ def register_selftest(subparsers: Any) -> None:
     parser.set_defaults(run=_selftest)
 
 
-def _add_encoder(parser: argparse.ArgumentParser) -> None:
+def add_encoder(parser: argparse.ArgumentParser) -> None:
+    """Add `--device-bundle`, `--precision` and `--threads`."""
     add_device_bundle(parser)
     parser.add_argument("--precision", metavar="NAME", help="which of the bundle's encoders (default: the bundle's)")
     _add_threads(parser)
@@ -185,8 +186,8 @@ def _add_threads(parser: argparse.ArgumentParser) -> None:
 
 def _encode(args: argparse.Namespace) -> int:
     if args.out is not None:
-        _check_output(args.out, force=args.force)
-    encoder = _open_encoder(args)
+        check_output(args.out, force=args.force)
+    encoder = open_encoder(args)
     encoded, failed = [], list[dict[str, str]]()
     for path in args.pictures:
         try:
@@ -237,7 +238,7 @@ def _query(args: argparse.Namespace) -> int:
     ) as client:
         device: dict[str, float] = {}
         if args.image is not None:
-            encoder = _open_encoder(args)
+            encoder = open_encoder(args)
             bundle = encoder.bundle
             tokens, report = _encode_picture(encoder, args.image, args.tokens)
             device = {"decode_ms": report["decode_ms"], "encode_ms": report["encode_ms"]}
@@ -326,7 +327,8 @@ def _selftest(args: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-def _open_encoder(args: argparse.Namespace) -> "QueryEncoder":
+def open_encoder(args: argparse.Namespace) -> "QueryEncoder":
+    """Open the encoder that the options of `add_encoder` name."""
     from asymcir_edge.device.bundle import DeviceBundle
     from asymcir_edge.device.encoder import QueryEncoder
 
@@ -374,7 +376,8 @@ def _read_tokens(path: Path, *, width: int) -> NDArray[np.float32]:
     return tokens.astype(np.float32)
 
 
-def _check_output(path: Path, *, force: bool) -> None:
+def check_output(path: Path, *, force: bool) -> None:
+    """Refuse a file to write that is there already, or whose folder is not."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder: expected the name of a file to write")
     if path.exists() and not force:

@@ -54,10 +54,10 @@ export async function startServer({ gallery, port = 0, device = `${assets}device
   let errors = "";
   child.stderr.on("data", (data) => (errors += data));
   const lines = createInterface(child.stdout);
-  const address = await new Promise((resolve, reject) => {
+  const [grpc, address] = await new Promise((resolve, reject) => {
     lines.on("line", (line) => {
-      const found = /HTTP on (\S+)/.exec(line);
-      if (found) resolve(found[1]);
+      const found = /on (\S+), HTTP on (\S+)/.exec(line);
+      if (found) resolve(found.slice(1));
     });
     child.on("close", (code) => reject(new Error(`the server ended with ${code}: ${errors}`)));
   });
@@ -66,7 +66,7 @@ export async function startServer({ gallery, port = 0, device = `${assets}device
     child.kill("SIGTERM");
     await once(child, "close");
   };
-  return { url: `http://localhost:${address.split(":").pop()}/`, port: Number(address.split(":").pop()), stop };
+  return { url: `http://localhost:${address.split(":").pop()}/`, port: Number(address.split(":").pop()), grpc, stop };
 }
 
 export async function openBrowser() {

@@ -296,8 +296,9 @@ test("a second visit without a connection shows the page, with its encoder, and 
     return names.length ? (await (await caches.open(names[0])).keys()).length : 0;
   }), (files) => files >= 8);
   await own.stop();
-  await page.context().setOffline(true);
   await page.reload();
+  await page.locator(".problem", { hasText: "No server answers" }).waitFor();
+  await page.context().setOffline(true); // after the reload: a document that is loaded in this state does not know it
   await page.locator(".problem", { hasText: "You are offline" }).waitFor();
   await ready(page);
   await choose(page, cat());
@@ -329,7 +330,7 @@ test("storage full: it says so once, and everything works", async () => {
   await page.context().close();
 });
 
-test("no camera, or one that may not be used: it says what to do", async () => {
+test("a camera that may not be used: it says what to do", async () => {
   const page = await openPage(chromium.browser, "about:blank", { serviceWorkers: "block" });
   await page.route(server.url, async (route) => {
     const response = await route.fetch();

@@ -1,25 +1,53 @@
-// Draws the page's pictures for the docs. SERVER is the address of a page that `asymcir serve --web` serves, such as
-// that of `make demo-web`.
-import { choose, openBrowser, openPage, ready, root, settled } from "./harness.mjs";
+// Draws the docs' pictures of the page and of `asymcir explain`, from a gallery that `make demo-web` builds.
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { pathToFileURL } from "node:url";
+import { assets, choose, openBrowser, openPage, ready, root, runPython, settled, startServer } from "./harness.mjs";
 
-const url = process.env.SERVER ?? "http://localhost:8080/";
-const picture = process.env.PICTURE;
-if (!picture) throw new Error("PICTURE names the file to search with, such as one of demo/assets/queries.zip, unpacked");
+const gallery = process.env.GALLERY;
+if (!gallery) throw new Error("GALLERY names a gallery of the demo's pictures with thumbnails: the Makefile builds one");
+const CHANGE = "is crying";
+const TO_FILE = "import sys, pathlib, zipfile; pathlib.Path(sys.argv[2]).write_bytes(zipfile.ZipFile(sys.argv[1]).read('grinning-cat.webp'))";
+const TO_WEBP = "import sys; from PIL import Image; Image.open(sys.argv[1]).convert('RGB').save(sys.argv[2], quality=82, method=6)";
+
+const work = mkdtempSync(join(tmpdir(), "asymcir-shots-"));
+const picture = join(work, "grinning-cat.webp");
+const server = await startServer({ gallery });
 const { browser, close } = await openBrowser();
-for (const [name, options] of [
-  ["web-light", { colorScheme: "light" }],
-  ["web-dark", { colorScheme: "dark" }],
-  ["web-phone", { colorScheme: "light", viewport: { width: 390, height: 1100 }, hasTouch: true }],
-]) {
-  const page = await openPage(browser, url, options);
-  await ready(page);
-  await choose(page, picture);
-  await page.locator(".card").first().waitFor();
-  await page.locator("#change").fill("is crying");
-  await settled(page);
+
+async function shoot(page, name, options = {}) {
   await page.waitForFunction(() =>
     [...document.images].filter((image) => image.getBoundingClientRect().top < innerHeight).every((image) => image.complete && image.naturalWidth));
-  await page.screenshot({ path: `${root}docs/images/${name}.png` });
+  await page.screenshot({ path: join(work, `${name}.png`), ...options });
+  await runPython("-c", TO_WEBP, join(work, `${name}.png`), `${root}docs/images/${name}.webp`);
   await page.context().close();
 }
-await close();
+
+try {
+  await runPython("-c", TO_FILE, `${assets}queries.zip`, picture);
+  for (const [name, options] of [
+    ["web-light", { colorScheme: "light" }],
+    ["web-dark", { colorScheme: "dark" }],
+    ["web-phone", { colorScheme: "light", viewport: { width: 390, height: 1100 }, hasTouch: true }],
+  ]) {
+    const page = await openPage(browser, server.url, options);
+    await ready(page);
+    await choose(page, picture);
+    await page.locator(".card").first().waitFor();
+    await page.locator("#change").fill(CHANGE);
+    await settled(page);
+    await shoot(page, name);
+  }
+  const sheet = join(work, "explain.html");
+  await runPython(
+    "-m", "asymcir_edge", "explain", "--image", picture, "--text", CHANGE, "--server", server.grpc, "--http", server.url,
+    "--device-bundle", "demo/assets/device", "--server-bundle", "demo/assets/server", "--top-k", "6", "--out", sheet,
+  );
+  const page = await openPage(browser, pathToFileURL(sheet).href, { colorScheme: "light", viewport: { width: 820, height: 900 } });
+  await shoot(page, "explain", { fullPage: true });
+} finally {
+  await close();
+  await server.stop();
+  rmSync(work, { recursive: true });
+}

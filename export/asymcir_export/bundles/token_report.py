@@ -3,15 +3,14 @@
 Notation: L sentence tokens, S side of the square that the network sees, h, w sides of an attention map.
 """
 
-import base64
 import html
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from asymcir_common.html_pages import embed_image, paint_map
 from asymcir_common.sentences import TokenDiversity, measure_diversity
 from asymcir_edge import QueryEncoder
 from numpy.typing import NDArray
@@ -20,9 +19,6 @@ from PIL import Image
 _SIDE = 96
 """Of a picture in the report, in pixels."""
 
-_QUALITY = 80
-_HEAT = (220, 30, 30)
-_LARGEST_ALPHA = 200
 _LOG = logging.getLogger(__name__)
 _STYLE = f"""
 .looked {{ display: flex; flex-wrap: wrap; gap: .5rem; margin: .5rem 0 }}
@@ -77,24 +73,10 @@ def render_tokens(found: TokenDiversity, shown: Sequence[tuple[NDArray[np.uint8]
     ]
     for number, (square, maps) in enumerate(shown):
         picture = Image.fromarray(square).resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-        lines.append(f"<style>.picture{number} {{ background-image: url({_embed(picture, 'webp')}) }}</style>")
+        lines.append(f"<style>.picture{number} {{ background-image: url({embed_image(picture, 'webp')}) }}</style>")
         row = [f'<span class="picture{number}"></span>']
         for token, weights in enumerate(maps, start=1):
-            image = f'<img src="{_embed(_paint(weights), "png")}" alt="token {token}">'
+            image = f'<img src="{embed_image(paint_map(weights), "png")}" alt="token {token}">'
             row.append(f'<span class="picture{number}" title="token {token}">{image}</span>')
         lines.append(f'<div class="looked">{"".join(row)}</div>')
     return "\n".join(line for line in lines if line)
-
-
-def _paint(weights: NDArray[np.float32]) -> Image.Image:
-    """Paint a map [h, w]: one colour, the more opaque the larger the weight."""
-    alpha = np.rint(_LARGEST_ALPHA * weights / weights.max()).astype(np.uint8)
-    colour = np.broadcast_to(np.array(_HEAT, np.uint8), (*weights.shape, 3))
-    return Image.fromarray(np.concatenate([colour, alpha[:, :, None]], axis=2))
-
-
-def _embed(image: Image.Image, form: str) -> str:
-    """Write an image as a data URI."""
-    stream = io.BytesIO()
-    image.save(stream, format=form, quality=_QUALITY)
-    return f"data:image/{form};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

@@ -3,35 +3,17 @@
 import html
 from collections.abc import Iterable, Sequence
 
+from asymcir_common.html_pages import lay_out_table, render_document
+
 from asymcir_server.gallery.overview.plots import plot_curve, plot_histogram, plot_map
 from asymcir_server.gallery.overview.summary import LISTED, MAP_POINTS, Listing, Summary
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2024; --soft: #60646c; --line: #d9dce0; --back: #fff; --mark: #0b68cb }
-@media (prefers-color-scheme: dark) { :root { --ink: #edeef0; --soft: #b0b4ba; --line: #363a3f; --back: #111113;
-  --mark: #70b8ff } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
-  background: var(--back) }
-h1, h2 { line-height: 1.2 } h2 { margin-top: 2.5rem } p, .soft { color: var(--soft) }
-table { border-collapse: collapse; width: 100% } .wide { overflow-x: auto }
-td, th { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-td.number { text-align: right; font-variant-numeric: tabular-nums } td { overflow-wrap: break-word }
-svg { width: 100%; height: auto } svg text { font: 13px system-ui; fill: var(--soft) }
-.axis { fill: none; stroke: var(--soft) } .line { fill: none; stroke: var(--mark); stroke-width: 2 }
-.dot { fill: var(--back); stroke: var(--mark); stroke-width: 1.5 } .on, .bar { fill: var(--mark) }
-code { font: 13px ui-monospace, monospace }
-"""
 
 
 def render_page(summary: Summary) -> str:
     """Write the page of a gallery."""
     title = f"Gallery {summary.folder}"
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>",
-        f"<h1>{html.escape(title)}</h1>",
-        _table(_facts(summary)),
+    body = [
+        lay_out_table(_facts(summary)),
         *_index(summary),
         *_gates(summary),
         *_map(summary),
@@ -40,9 +22,8 @@ def render_page(summary: Summary) -> str:
         ),
         *_listing("Put aside", "pictures that could not be used", summary.quarantined, ("path", "reason")),
         *_sizes(summary),
-        "</main></body></html>",
     ]
-    return "\n".join(parts) + "\n"
+    return render_document(title, body)
 
 
 def _facts(summary: Summary) -> list[tuple[str, ...]]:
@@ -110,8 +91,8 @@ def _listing(title: str, what: str, listing: Listing, keys: Sequence[str]) -> It
     if not listing.total:
         return
     if len(listing.kinds) < listing.total:
-        yield _table((kind, f"{count:,}") for kind, count in listing.kinds.items())
-    yield _table((", ".join(_texts(record.get(key, ""))) for key in keys) for record in listing.first)
+        yield lay_out_table((kind, f"{count:,}") for kind, count in listing.kinds.items())
+    yield lay_out_table((", ".join(_texts(record.get(key, ""))) for key in keys) for record in listing.first)
     if listing.total > LISTED:
         yield f"<p>These are the first {LISTED}.</p>"
 
@@ -119,9 +100,9 @@ def _listing(title: str, what: str, listing: Listing, keys: Sequence[str]) -> It
 def _sizes(summary: Summary) -> Iterable[str]:
     yield "<h2>Files</h2>"
     rows = [(name, f"{size / 1e6:,.2f} MB") for name, size in summary.files.items()]
-    yield _table([*rows, ("bytes a picture", f"{sum(summary.files.values()) / max(1, summary.size):,.0f}")])
+    yield lay_out_table([*rows, ("bytes a picture", f"{sum(summary.files.values()) / max(1, summary.size):,.0f}")])
     yield "<h2>Snapshots</h2>"
-    yield _table(
+    yield lay_out_table(
         (
             f"{record.version}{' (current)' if record.current else ''}",
             "damaged" if record.size is None else f"{record.size:,} pictures as {record.target}, {record.index_kind}",
@@ -133,8 +114,3 @@ def _sizes(summary: Summary) -> Iterable[str]:
 
 def _texts(value: object) -> list[str]:
     return [str(one) for one in value] if isinstance(value, list) else [str(value)]
-
-
-def _table(rows: Iterable[Iterable[str]]) -> str:
-    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-    return f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
