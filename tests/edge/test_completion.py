@@ -30,7 +30,7 @@ def complete(line: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("asymcir e", ["encode", "eval", "export"]),
+        ("asymcir e", ["encode", "eval", "explain", "export"]),
         (
             "asymcir gallery ",
             [
