@@ -9,6 +9,9 @@ from typing import BinaryIO
 
 from asymcir_common.errors import PlaceError
 
+MAX_FILE_BYTES = 512 * 2**20
+"""Larger files of pictures are not read; also what bounds a zip member that unpacks to gigabytes."""
+
 _OLD_S = 60.0
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 

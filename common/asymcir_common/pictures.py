@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from asymcir_common.errors import ImageError
+from asymcir_common.files import MAX_FILE_BYTES
 from asymcir_common.installation import how_to_install
 
 if TYPE_CHECKING:
@@ -28,11 +29,17 @@ if TYPE_CHECKING:
 MAX_PIXELS = 178_000_000
 """Above this a file is refused before it is decoded: 534 MB of RGB. Pillow's own limit lies just above it."""
 
+MAX_ASPECT_RATIO = 50
+"""A longer strip is refused, on the device and in a gallery alike: a graph may resize the whole picture before it
+crops, and the square in the middle of such a strip says nothing about it."""
+
 _FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 _HEIC_STARTS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftyphevx", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
 _ISPE = re.compile(rb"ispe.{4}(.{8})", re.DOTALL)
 _ORIENTATION = 0x0112  # the EXIF tag
 
+_BITS, _SAMPLE_FORMAT, _MIN_SAMPLE, _MAX_SAMPLE, _S_MIN, _S_MAX = 258, 339, 280, 281, 340, 341  # TIFF 6.0, pages 90 ff.
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 _BACKGROUND = (255, 255, 255)
 _log = logging.getLogger(__name__)
 
@@ -98,17 +105,22 @@ class Preprocessing:
             raise ImageError(f"the preprocessing is not readable ({type(exc).__name__}: {exc}): {record!r}") from exc
 
 
-def read_image(path: str | Path, reader: "PathReader | None" = None) -> NDArray[np.uint8]:
+def read_image(
+    path: str | Path, reader: "PathReader | None" = None, *, notes: list[str] | None = None
+) -> NDArray[np.uint8]:
     """Read a picture file, whose path may lead into a zip or a tar ("queries.zip/woman.webp"); see `decode_image`.
 
     Args:
         path: the file.
         reader: keeps the directories of archives, for those who read many pictures of one.
+        notes: see `decode_image`.
     """
     path = Path(path)
     if reader is not None:
-        return decode_image(reader.read(path), name=str(path))
+        return decode_image(reader.read(path), name=str(path), notes=notes)
     try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ImageError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: scale it down first")
         data = path.read_bytes()
     except NotADirectoryError:
         from asymcir_common.places import PathReader  # it imports what stands here
@@ -116,24 +128,27 @@ def read_image(path: str | Path, reader: "PathReader | None" = None) -> NDArray[
         data = PathReader().read(path)
     except OSError as exc:
         raise ImageError(f"cannot read {path}: {exc.strerror or exc}") from exc
-    return decode_image(data, name=str(path))
+    return decode_image(data, name=str(path), notes=notes)
 
 
-def decode_image(data: bytes, *, name: str = "the picture") -> NDArray[np.uint8]:
+def decode_image(data: bytes, *, name: str = "the picture", notes: list[str] | None = None) -> NDArray[np.uint8]:
     """Decode a picture to the pixels a person would see.
 
-    EXIF orientation is applied, transparency is laid on white, CMYK, grey, palette and 16-bit become 8-bit RGB.
+    EXIF orientation is applied, transparency is laid on white, CMYK, grey and palette become 8-bit RGB. Grey values of
+    more than 8 bits are scaled by the range that the file declares (TIFF's MinSampleValue and MaxSampleValue), or else
+    by the one that they use: 12-bit data in a 16-bit file are not nearly black; see `_find_range`.
 
     Args:
         data: the file's bytes: JPEG, PNG, WebP, AVIF, GIF (its first frame), TIFF, BMP and a few more; HEIC with the
             extra `heif`. Formats for which Pillow starts other programs (PostScript) are not read.
         name: how errors call it.
+        notes: gets a sentence where a range had to be found.
 
     Returns:
         [h, w, 3], uint8, RGB.
 
     Raises:
-        ImageError: not a picture, truncated, or above MAX_PIXELS.
+        ImageError: not a picture, truncated, above MAX_PIXELS or MAX_ASPECT_RATIO, or of values without a range.
     """
     if not data:
         raise ImageError(f"{name} is empty (0 bytes): expected a picture file")
@@ -144,8 +159,17 @@ def decode_image(data: bytes, *, name: str = "the picture") -> NDArray[np.uint8]
                 width, height = max((image.size, *_coded_sizes(data)), key=math.prod)
             if width * height > MAX_PIXELS:
                 raise _too_large(name, f"is {width}x{height}")
+            check_aspect(*image.size, name=name)
             image.load()  # decode fully here, so that a truncated file fails now
-            return np.asarray(_to_rgb(_upright(image)))
+            found, note = _to_rgb(_upright(image), image, name)
+            if _lost_low_bits(data, found):
+                raise ImageError(
+                    f"the 16-bit colours of {name} use less than a sixteenth of their range, of which only the upper 8 "
+                    "bits are read: scale them to the whole range first"
+                )
+            if note and notes is not None:
+                notes.append(note)
+            return np.asarray(found)
     except ImageError:
         raise
     except Image.DecompressionBombError as exc:
@@ -201,19 +225,93 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def check_aspect(width: int, height: int, *, name: str = "the picture") -> None:
+    """Refuse a strip; raises ImageError above MAX_ASPECT_RATIO."""
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ImageError(
+            f"{name} is {width}x{height}, too long and thin: expected an aspect ratio of at most {MAX_ASPECT_RATIO}; "
+            "crop it first"
+        )
+
+
+def _to_rgb(image: Image.Image, opened: Image.Image, name: str) -> tuple[Image.Image, str]:
+    """Return 8-bit RGB, and what had to be assumed about the values of `opened`, the file as it is; or nothing."""
     if image.mode.startswith(("I", "F")):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        if image.mode == "F" and values.max(initial=0.0) <= 1.0:
-            values = values * 255.0
-        elif image.mode.startswith("I;16") or values.max(initial=0.0) > 255:
-            values = values / 257.0  # 16 bit: 65535 is white
-        return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        if _is_unsigned_32(opened):
+            values = values.view(np.uint32)
+        low, high, note = _find_range(values, _declared_range(opened), name)
+        finite = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+        scaled = (finite - low) * (255.0 / (high - low))
+        return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8)).convert("RGB"), note
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
         layered = image.convert("RGBA")
         canvas = Image.new("RGBA", layered.size, (*_BACKGROUND, 255))
-        return Image.alpha_composite(canvas, layered).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # converting RGB to RGB copies it
+        return Image.alpha_composite(canvas, layered).convert("RGB"), ""
+    return (image if image.mode == "RGB" else image.convert("RGB")), ""  # converting RGB to RGB copies it
+
+
+def _declared_range(image: Image.Image) -> tuple[float, float] | None:
+    """Return the values of black and white that a file declares; None where it declares none."""
+    if image.format in {"PPM", "JPEG2000"} and image.mode.startswith("I"):
+        return 0.0, 65535.0  # Pillow scales these formats' own range to 16 bits
+    tags = getattr(image, "tag_v2", {})
+    for least, most in ((_S_MIN, _S_MAX), (_MIN_SAMPLE, _MAX_SAMPLE)):
+        low, high = (value[0] if isinstance(value, tuple) else value for value in (tags.get(least, 0), tags.get(most)))
+        if isinstance(high, int | float) and isinstance(low, int | float) and math.isfinite(high) and high > low:
+            return float(low), float(high)
+    return None
+
+
+def _is_unsigned_32(image: Image.Image) -> bool:
+    """Whether Pillow reads the unsigned 32-bit values of a TIFF as signed ones."""
+    tags = getattr(image, "tag_v2", {})
+    return image.mode == "I" and tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
+
+
+def _find_range(values: NDArray[Any], declared: tuple[float, float] | None, name: str) -> tuple[float, float, str]:
+    """Return the values of black and of white, and a note where they were found and not declared.
+
+    | values | black and white |
+    |---|---|
+    | within the declared range | that range |
+    | float in [0, 1] | 0 and 1 |
+    | integers from 0 to 65535 of more than 14 bits, or whose upper bits are used (multiples of 16, of 257) | 0, 65535 |
+    | other integers from 0 on | 0 and the largest number of 8, 10, 12, 14, 16 bits, or else the largest value |
+    | everything else | the smallest value, or 0 where none is below, and the largest |
+
+    Raises:
+        ImageError: no value is finite.
+    """
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    if not finite.size:
+        raise ImageError(f"none of the values of {name} is a finite number: it has no black and no white")
+    least, most = float(finite.min()), float(finite.max())
+    if declared is not None and declared[0] <= least and most <= declared[1]:
+        return *declared, ""
+    if values.dtype.kind == "f" and least >= 0 and most <= 1:
+        return 0.0, 1.0, ""
+    whole = values.dtype.kind != "f" or bool((finite == np.rint(finite)).all())
+    if whole and least >= 0 and most <= 65535:
+        numbers = finite.astype(np.uint16)
+        bits = next(bits for bits in (8, 10, 12, 14, 16) if most < 1 << bits)
+        if most > 0 and (bits == 16 or not (numbers % 16).any() or not (numbers % 257).any()):
+            return 0.0, 65535.0, ""
+        return (
+            0.0,
+            float((1 << bits) - 1),
+            "" if most == 0 else f"its values are taken as {bits}-bit data: they go up to {most:g}",
+        )
+    low = min(0.0, least)
+    high = most if most > low else low + 1.0
+    return low, high, f"its values from {low:g} to {high:g} are taken as black to white"
+
+
+def _lost_low_bits(data: bytes, image: Image.Image) -> bool:
+    """Whether a PNG of 16-bit colours, whose lower halves Pillow drops, seems to hold data of fewer bits in them."""
+    if not data.startswith(_PNG_START) or data[24] != 16 or data[25] not in (2, 6):  # bit depth, colour type
+        return False
+    return 0 < max(most for _, most in image.getextrema()) < 16  # type: ignore[misc]
 
 
 def preprocess(pixels: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.uint8]:

@@ -219,7 +219,7 @@ def _encode(args: argparse.Namespace) -> int:
             f"{_printable(report['path'])}: tokens {report['shape']}, norm {report['norm_min']:.3f} to "
             f"{report['norm_max']:.3f} (mean {report['norm_mean']:.3f}), {report['fp16_size_bytes']} bytes as fp16, "
             f"{report['int8_size_bytes']} as int8, decoded in {report['decode_ms']:.1f} ms, "
-            f"encoded in {report['encode_ms']:.1f} ms"
+            f"encoded in {report['encode_ms']:.1f} ms" + "".join(f"; {note}" for note in report["notes"])
         )
     if args.out is not None:
         print(f"wrote {_printable(str(args.out))}")
@@ -340,7 +340,8 @@ def _encode_picture(
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Encode one picture file; return its first `length` tokens [L, D] and what is printed about them."""
     start_s = time.perf_counter()
-    pixels = read_image(path)
+    notes = list[str]()
+    pixels = read_image(path, notes=notes)
     decoded_s = time.perf_counter()
     tokens = encoder.encode_image(pixels, tokens=length)
     encoded_s = time.perf_counter()
@@ -355,6 +356,7 @@ def _encode_picture(
         "int8_size_bytes": pack_tokens(tokens, "int8").ByteSize(),
         "decode_ms": (decoded_s - start_s) * 1000.0,
         "encode_ms": (encoded_s - decoded_s) * 1000.0,
+        "notes": notes,
     }
     return tokens, report
 

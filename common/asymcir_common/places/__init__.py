@@ -5,7 +5,7 @@ One module a kind of place, each a `Place`; `open_places` opens them, alone or t
 named by one text need `braceexpand`.
 """
 
-from asymcir_common.places.file_reading import MAX_FILE_BYTES
+from asymcir_common.files import MAX_FILE_BYTES
 from asymcir_common.places.lists import captions_of, concept_of, parse_record
 from asymcir_common.places.path_reading import PathReader
 from asymcir_common.places.places import Place, Places, find_pictures, open_places

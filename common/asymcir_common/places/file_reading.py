@@ -15,9 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from asymcir_common.errors import ImageError
-
-MAX_FILE_BYTES = 512 * 2**20
-"""Larger files are not read; also what bounds a zip member that unpacks to gigabytes."""
+from asymcir_common.files import MAX_FILE_BYTES
 
 MISSING = -1
 """The size of a file that is not there, or is no regular file."""

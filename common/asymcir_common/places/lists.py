@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asymcir_common.errors import PlaceError
-from asymcir_common.places.file_reading import MAX_FILE_BYTES, MISSING, OpenFiles
+from asymcir_common.files import MAX_FILE_BYTES
+from asymcir_common.places.file_reading import MISSING, OpenFiles
 from asymcir_common.places.path_reading import PathReader, may_lead_into_archive
 from asymcir_common.places.rules import Rejected, check_id
 from asymcir_common.remote_files import check_url, is_url, join_url, read_url

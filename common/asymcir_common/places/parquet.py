@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asymcir_common.errors import ImageError, PlaceError
+from asymcir_common.files import MAX_FILE_BYTES
 from asymcir_common.installation import how_to_install
-from asymcir_common.places.file_reading import MAX_FILE_BYTES, MISSING, OpenFiles, stamp_of
+from asymcir_common.places.file_reading import MISSING, OpenFiles, stamp_of
 from asymcir_common.places.path_reading import PathReader
 from asymcir_common.places.rules import Rejected, check_id
 from asymcir_common.remote_files import is_url, join_url, read_url

@@ -8,6 +8,7 @@ import numpy as np
 from asymcir_common import BundleError, ImageError, TokensError, read_image
 from asymcir_common.arguments import MAX_THREADS
 from asymcir_common.manifest import FileEntry
+from asymcir_common.pictures import check_aspect
 from numpy.typing import NDArray
 
 from asymcir_edge.device.bundle import DeviceBundle
@@ -20,9 +21,6 @@ INPUT_NAME = "pixels"
 OUTPUT_NAME = "sentence_tokens"
 MAPS_NAME = "attention_maps"
 """A second output, which bundles of before do not have; nothing is computed for it alone."""
-
-MAX_ASPECT_RATIO = 50
-"""A graph may resize the whole picture before it crops; a longer strip would then need gigabytes."""
 
 _LOG_FATAL = 4  # what ONNX Runtime would log as an error comes as an exception too
 
@@ -128,11 +126,7 @@ class QueryEncoder:
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
             raise ImageError(f"expected pixels [h, w, 3] uint8, got {list(pixels.shape)} {pixels.dtype}")
         height, width = pixels.shape[:2]
-        if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-            raise ImageError(
-                f"a picture of {width}x{height} is too long and thin: expected an aspect ratio of at most "
-                f"{MAX_ASPECT_RATIO}; crop it first"
-            )
+        check_aspect(width, height)
         try:
             found: list[NDArray[np.float32]] = self._session.run(names, {INPUT_NAME: np.ascontiguousarray(pixels)})
         except Exception as exc:  # ONNX Runtime's errors have no common base

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from asymcir_common import ImageError, Preprocessing, decode_image, preprocess
+from asymcir_common.pictures import MAX_ASPECT_RATIO
 from asymcir_common.places import PathReader
 from asymcir_edge import DeviceBundle, QueryEncoder
-from asymcir_edge.device.encoder import MAX_ASPECT_RATIO
 from asymcir_edge.device.golden import (
     GOLDEN_FILE,
     GOLDEN_FOLDER,

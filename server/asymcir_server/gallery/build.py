@@ -190,6 +190,8 @@ def build_gallery(
         index_recall_at_10=index["index_recall_at_10"],
         elapsed_s=time.monotonic() - started_s,
         changes_before=left,
+        noted=items.notes.most_common(),
+        noted_examples=items.notes.examples,
     )
 
 
@@ -293,6 +295,7 @@ class _Items:
     encoded: int = 0
     quarantined: int = 0
     reasons: ReasonCounts = field(default_factory=ReasonCounts)
+    notes: ReasonCounts = field(default_factory=ReasonCounts)
     duplicates: Duplicates = field(default_factory=lambda: Duplicates(exact=0, near=None, examples=()))
     gates: GateCounter = field(default_factory=GateCounter)
 
@@ -346,6 +349,8 @@ def _write_items(
             items.encoded += count
             for picture, made in zip(pictures, completed, strict=True):
                 entry, reason = picture.entry, None
+                for note in picture.notes:
+                    items.notes.add(Rejected(id=entry.id, path=entry.path, reason=note))
                 vector = np.zeros((1, wanted.width), np.float32) if made.vector is None else made.vector[None]
                 if not usable_rows(vector)[0]:
                     reason = "the visual encoder gives it no direction (not finite, or zero)"

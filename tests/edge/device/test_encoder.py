@@ -7,8 +7,8 @@ import onnx
 import pytest
 import tiny_device_bundle as tiny
 from asymcir_common import BundleError, ImageError
+from asymcir_common.pictures import MAX_ASPECT_RATIO
 from asymcir_edge import DeviceBundle, EncoderError, QueryEncoder
-from asymcir_edge.device.encoder import MAX_ASPECT_RATIO
 from numpy.typing import NDArray
 from PIL import Image
 

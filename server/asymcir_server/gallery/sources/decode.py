@@ -52,6 +52,7 @@ class DecodedPicture:
         known: what is known of it, now with thumbnail and hash where they are wanted.
         pixels: [S, S, 3], uint8; None where the vector is known.
         decoded: whether it had to be decoded.
+        notes: what was assumed when it was decoded, a sentence each.
     """
 
     entry: Entry
@@ -59,6 +60,7 @@ class DecodedPicture:
     known: Encoded
     pixels: NDArray[np.uint8] | None
     decoded: bool
+    notes: tuple[str, ...] = ()
 
 
 def decode_batches(
@@ -133,11 +135,14 @@ class _Loader:
             if not known.needs_pixels(self._wanted):
                 return DecodedPicture(entry=entry, digest=digest, known=known, pixels=None, decoded=False)
             if _is_large(data):
-                square, made = self._large.submit(self._prepare, data, entry.id).result()
+                square, made, notes = self._large.submit(self._prepare, data, entry.id).result()
             else:
-                square, made = self._prepare(data, entry.id)
+                square, made, notes = self._prepare(data, entry.id)
             pixels = square if known.vector is None else None
-            return DecodedPicture(entry=entry, digest=digest, known=known.or_else(made), pixels=pixels, decoded=True)
+            known = known.or_else(made)
+            return DecodedPicture(
+                entry=entry, digest=digest, known=known, pixels=pixels, decoded=True, notes=tuple(notes)
+            )
         except ImageError:
             raise
         except sqlite3.Error:  # the gallery's own file, not the picture's
@@ -146,15 +151,16 @@ class _Loader:
             _log.debug("decoding %s failed", entry.id, exc_info=True)
             raise ImageError(f"cannot decode {entry.id}: {type(exc).__name__}: {exc}") from exc
 
-    def _prepare(self, data: bytes, name: str) -> tuple[NDArray[np.uint8], Encoded]:
-        pixels = decode_image(data, name=name)
+    def _prepare(self, data: bytes, name: str) -> tuple[NDArray[np.uint8], Encoded, list[str]]:
+        notes = list[str]()
+        pixels = decode_image(data, name=name, notes=notes)
         square = preprocess(pixels, self._spec)
         side = self._wanted.thumbnail_side
         made = Encoded(
             thumbnail=make_thumbnail(pixels, side) if side else None,
             picture_hash=hash_picture(square) if self._wanted.picture_hash else None,
         )
-        return square, made
+        return square, made, notes
 
 
 def _is_large(data: bytes) -> bool:

@@ -42,6 +42,8 @@ class BuildReport:
         elapsed_s: wall clock.
         changes_before: pictures added to the snapshot before, removed from it, and given other metadata, since it was
             written; they are in the new one as far as the sources hold them.
+        noted: what was assumed of pictures when they were decoded, by kind -> pictures; see `decode_image`.
+        noted_examples: kind -> the path of one of them.
     """
 
     snapshot: Path
@@ -60,6 +62,8 @@ class BuildReport:
     passed_over_examples: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
     changes_before: tuple[int, int, int] = (0, 0, 0)
+    noted: Mapping[str, int] = field(default_factory=dict)
+    noted_examples: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +138,8 @@ def describe_report(report: BuildReport) -> Iterator[str]:
         example = " = ".join(duplicates.examples[0][:_SHOWN])
         yield f"duplicates: {duplicates.exact} pictures have the same file as an earlier one{near}; such as {example}"
         yield f"duplicates, all of them: {report.snapshot / DUPLICATES_NAME}"
+    for kind, count in list(report.noted.items())[:_SHOWN]:
+        yield f"{count} read with a note: {kind} (such as {_shown(report.noted_examples.get(kind, ''))})"
     yield from _describe_reasons(report)
     if report.quarantined:
         yield f"put aside, with the reason: {report.snapshot / QUARANTINE_NAME}"
