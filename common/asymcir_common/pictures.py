@@ -276,7 +276,7 @@ def _find_range(values: NDArray[Any], declared: tuple[float, float] | None, name
     |---|---|
     | within the declared range | that range |
     | float in [0, 1] | 0 and 1 |
-    | integers from 0 to 65535 of more than 14 bits, or whose upper bits are used (multiples of 16, of 257) | 0, 65535 |
+    | integers from 0 to 65535 of more than 14 bits, or 8-bit data made 16-bit (multiples of 256, 257) | 0, 65535 |
     | other integers from 0 on | 0 and the largest number of 8, 10, 12, 14, 16 bits, or else the largest value |
     | everything else | the smallest value, or 0 where none is below, and the largest |
 
@@ -295,7 +295,7 @@ def _find_range(values: NDArray[Any], declared: tuple[float, float] | None, name
     if whole and least >= 0 and most <= 65535:
         numbers = finite.astype(np.uint16)
         bits = next(bits for bits in (8, 10, 12, 14, 16) if most < 1 << bits)
-        if most > 0 and (bits == 16 or not (numbers % 16).any() or not (numbers % 257).any()):
+        if most > 0 and (bits == 16 or not (numbers % 256).any() or not (numbers % 257).any()):
             return 0.0, 65535.0, ""
         return (
             0.0,

@@ -53,7 +53,7 @@ def test_data_of_fewer_bits_in_16(form: str, bits: int) -> None:
     assert notes == [f"its values are taken as {bits}-bit data: they go up to {2**bits - 1}"]
 
 
-@pytest.mark.parametrize("step", [1, 16, 257])
+@pytest.mark.parametrize("step", [1, 256, 257])
 def test_data_of_16_bits(step: int) -> None:
     """A dark picture stays dark where its values show that they use the upper bits."""
     share = 1.0 if step == 1 else 0.1
@@ -61,6 +61,14 @@ def test_data_of_16_bits(step: int) -> None:
     found, notes = shades(encode(values, "PNG"))
     np.testing.assert_allclose(found, RAMP * share * 255, atol=1)
     assert notes == []
+
+
+def test_coarse_data_of_12_bits() -> None:
+    """8-bit data that were made 12-bit ones."""
+    values = (np.rint(RAMP * 255) * 16).astype(np.uint16)
+    found, notes = shades(encode(values, "PNG"))
+    np.testing.assert_allclose(found, RAMP * 255, atol=2)
+    assert notes == ["its values are taken as 12-bit data: they go up to 4080"]
 
 
 def test_signed_values() -> None:
