@@ -5,7 +5,7 @@ DEMO := .venv-demo
 PROTO := .venv-proto
 PROTO_FILE := protos/asymcir_protos/v1/retrieval.proto
 
-.PHONY: help install demo demo-assets demo-light emoji ablation check docs test soak proto proto-check bench bench-arm bench-device bench-gallery bench-gallery-build bench-gallery-changes bench-server bench-server-load bench-server-sizes bench-training demo-web web web-generate web-check web-test web-screenshots clean
+.PHONY: help install demo demo-assets demo-light emoji ablation check docs test soak proto proto-check bench bench-arm bench-device bench-gallery bench-gallery-build bench-gallery-changes bench-server bench-server-load bench-server-sizes bench-training bench-web demo-web web web-generate web-check web-test web-screenshots clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,8 +78,14 @@ web-test: edge/web/node_modules/ready $(DEV)/ready  ## Drive the page in a headl
 	cd edge/web && npm run test:browser
 
 GALLERY ?= demo/out/web-gallery
-web-screenshots: edge/web/node_modules/ready $(DEV)/ready  ## Draw the page and a page of asymcir explain into docs/images (GALLERY=FOLDER: of the demo's pictures)
-	test -d $(GALLERY) || $(DEV)/bin/asymcir gallery build demo/assets/gallery/gallery.jsonl --server-bundle demo/assets/server --gallery $(GALLERY) --thumbnails 128
+$(GALLERY): $(DEV)/ready
+	$(DEV)/bin/asymcir gallery build demo/assets/gallery/gallery.jsonl --server-bundle demo/assets/server --gallery $(GALLERY) --thumbnails 128
+
+bench-web: edge/web/node_modules/ready $(GALLERY)  ## Time the page in a headless Chromium beside native ONNX Runtime and a CLIP tower in WASM (five minutes)
+	$(DEV)/bin/python -m asymcir_benchmarks.device.web --gallery $(GALLERY) --work benchmarks/device/work --out benchmarks/results/web.json
+	$(DEV)/bin/python -m asymcir_benchmarks.pages.fill
+
+web-screenshots: edge/web/node_modules/ready $(GALLERY)  ## Draw the page and a page of asymcir explain into docs/images (GALLERY=FOLDER: of the demo's pictures)
 	cd edge/web && GALLERY=$(abspath $(GALLERY)) npm run screenshots
 
 NPM_EMOJI := openmoji@17.0.0 @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \

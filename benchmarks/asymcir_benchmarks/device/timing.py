@@ -30,6 +30,9 @@ from asymcir_benchmarks.results import write_result
 PEER = "MobileCLIP-S0 image tower"
 PEER_FILES = {"fp32": "mobileclip-s0.onnx", "int8": "mobileclip-s0.int8.onnx"}
 LARGE = "ViT-L/14 image tower"
+TOWER = "ViT-B/32 image tower"
+"""What runs in the browser beside the encoder, in `web.py`."""
+
 ENCODER_FILES = {"fp32": "encoder.onnx", "int8": "encoder.int8.onnx"}
 PEAK_FILE, PEAK_ROWS, PEAK_WIDTH = "int8-product.onnx", 512, 1024
 SENTENCE_LENGTH, WORD_WIDTH = 6, 768

@@ -56,6 +56,14 @@ class Peer:
 MOBILECLIP_S0 = Peer(
     file="mobileclip-s0", timm_name="fastvit_mci0", size=256, width=512, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
 )
+VIT_B32 = Peer(
+    file="vit-b32",
+    timm_name="vit_base_patch32_clip_224",
+    size=224,
+    width=512,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
 VIT_L14 = Peer(
     file="vit-l14",
     timm_name="vit_large_patch14_clip_224",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from asymcir_benchmarks.device.arm_subjects import NETWORK, PREPROCESSING
-from asymcir_benchmarks.device.timing import LARGE, PEER, REASONS
+from asymcir_benchmarks.device.timing import LARGE, PEER, REASONS, TOWER
 from asymcir_benchmarks.pages.markdown import describe_source, make_table
 
 DEFAULT_BACKBONE = "mobilenetv4_conv_small_050"
@@ -34,6 +34,15 @@ _GOALS = (
     (f"{DEFAULT_BACKBONE}, int8, MB", "at most", 5.0),
     ("query on the wire, bytes", "at most", 5000.0),
     (f"{DEFAULT_BACKBONE}, int8, memory over the bare interpreter with numpy, MB", "at most", 120.0),
+)
+
+WEB_GOALS = (
+    ("picture to tokens, WASM over native", "at most", 2.5),
+    (f"{TOWER} over the encoder, each at its own size, WASM", "at least", 15.0),
+    ("shutter to answers, warm, ms", "at most", 150.0),
+    ("first visit to first answer at 4G, s", "at most", 6.0),
+    ("second visit to first answer at 4G, s", "at most", 1.0),
+    ("query on the wire, bytes", "at most", 5000.0),
 )
 
 
@@ -139,3 +148,33 @@ def _cosine(value: float | None) -> str:
 
 def _verdict(value: float | None) -> str:
     return {None: "-", 1.0: "yes", 0.0: "**no**"}[value]
+
+
+def lay_out_web(record: Mapping[str, Any]) -> str:
+    """What a query costs in a browser: times, then what is held to a goal."""
+    figures = record["figures"]
+    timed = (
+        ("picture of 640x480 to tokens, native ONNX Runtime", "picture to tokens, native, one thread", "ms"),
+        ("picture of 640x480 to tokens, WASM", "picture to tokens, WASM, one thread", "ms"),
+        ("picture of the encoder's size to tokens, WASM", "prepared picture to tokens, WASM, one thread", "ms"),
+        (f"{TOWER}, picture of its size, WASM", f"{TOWER}, WASM, one thread", "ms"),
+        ("shutter to answers, warm", "shutter to answers, warm", "ms"),
+        ("first visit to first answer, 9 Mbit/s, 60 ms", "first visit to first answer at 4G", "s"),
+        ("second visit to first answer, the same", "second visit to first answer at 4G", "s"),
+    )
+    rows = [["what", "median", "p95"]]
+    for label, key, unit in timed:
+        rows.append([label, *(f"{figures[f'{key}{part}, {unit}']:,.3g} {unit}" for part in ("", ", p95"))])
+    goals = [["figure", "value", "target", "reached"]]
+    for key, bound, target in WEB_GOALS:
+        value = figures[key]
+        reached = value >= target if bound == "at least" else value <= target
+        goals.append([key, f"{value:,.4g}", f"{bound} {target:g}", "yes" if reached else "**no**"])
+    jpeg = figures["JPEG of the camera's picture, bytes"]
+    sizes = (
+        f"A query takes {figures['query on the wire, bytes']:,.0f} bytes, the JPEG of the same picture of the camera "
+        f"{jpeg:,.0f}. A first visit receives "
+        f"{figures['first visit, bytes received'] / 1e6:.1f} MB. The machine had other work too: its load average was "
+        f"{figures['load average before']:.1f} before and {figures['load average after']:.1f} after."
+    )
+    return f"{make_table(rows)}\n\n{make_table(goals)}\n\n{sizes}\n\n{describe_source(record)}"

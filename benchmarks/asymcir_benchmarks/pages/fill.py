@@ -19,7 +19,13 @@ from asymcir_benchmarks.emojicir.evaluate import CUTS, METHODS
 from asymcir_benchmarks.emojicir.protocol import SKETCH_METHODS, TARGETS
 from asymcir_benchmarks.errors import BenchmarkError
 from asymcir_benchmarks.pages.commands_table import lay_out_commands
-from asymcir_benchmarks.pages.device_tables import lay_out_arm, lay_out_backbones, lay_out_goals, lay_out_selftest
+from asymcir_benchmarks.pages.device_tables import (
+    lay_out_arm,
+    lay_out_backbones,
+    lay_out_goals,
+    lay_out_selftest,
+    lay_out_web,
+)
 from asymcir_benchmarks.pages.emojicir_tables import SKETCH_FIGURES, TARGET_FIGURES
 from asymcir_benchmarks.pages.gallery_tables import lay_out_changes, lay_out_indexes
 from asymcir_benchmarks.pages.markdown import describe_source, make_table
@@ -39,6 +45,7 @@ OPTIONAL_PAGES = (
     Path("docs/raspberry-pi.md"),
     Path("docs/server-sizes.md"),
     Path("docs/training.md"),
+    Path("docs/web.md"),
 )
 """Filled where they are there."""
 RESULTS = Path("benchmarks/results")
@@ -231,6 +238,7 @@ _TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "backbones": ("device.json", lay_out_backbones),
     "device-goals": ("device.json", lay_out_goals),
     "arm": ("arm.json", lay_out_arm),
+    "web": ("web.json", lay_out_web),
     "arm-selftest": ("arm-selftest.json", lay_out_selftest),
     "server-sizes": ("server-sizes.json", lay_out_server_sizes),
     "server-answers": ("server-sizes.json", lay_out_server_answers),
