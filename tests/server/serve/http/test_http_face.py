@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from asymcir_edge import AddressError, CredentialsError, ServerUnavailableError
+from asymcir_edge.explain import fetch_thumbnails
 from asymcir_server import Gallery, RetrievalServer, ServerBundle, ServerConfig, build_gallery
 from asymcir_server.errors import ListenError
 from asymcir_server.gallery import BuildConfig
@@ -84,6 +86,19 @@ def test_thumbnails_are_webp_and_are_sent_once(ask: Ask) -> None:
     for path in ("/thumbnails/noise/left/99.png", "/thumbnails/other/left/01.png", "/thumbnails/noise/%ff%00"):
         assert ask("GET", path).status == 404
     assert ask("POST", "/thumbnails/noise/left/01.png", b"").status == 405
+
+
+def test_what_explain_fetches_of_them(running: RetrievalServer) -> None:
+    url = f"http://127.0.0.1:{running.http_port}"
+    found = fetch_thumbnails(url, "noise", ["left/01.png", "left/99.png", "left/01.png"])
+    assert list(found) == ["left/01.png"] and found["left/01.png"][:4] == b"RIFF"
+    assert fetch_thumbnails(f"{url}/", "no gallery", ["left/01.png"]) == {}
+    with pytest.raises(AddressError, match="http://localhost"):
+        fetch_thumbnails(f"127.0.0.1:{running.http_port}", "noise", ["left/01.png"])
+    with pytest.raises(CredentialsError, match="unencrypted"):
+        fetch_thumbnails("http://shop.example", "noise", ["left/01.png"], key="secret")
+    with pytest.raises(ServerUnavailableError, match="leave out --http"):
+        fetch_thumbnails("http://127.0.0.1:1", "noise", ["left/01.png"])
 
 
 def test_files_of_the_folders_and_no_others(ask: Ask) -> None:
