@@ -46,7 +46,7 @@ def load_config(
         try:
             values = tomllib.loads(read_utf8(path))
         except PlaceError as exc:
-            raise ConfigError(f"no configuration: {exc}") from exc
+            raise ConfigError(f"cannot read the configuration: {exc}") from exc
         except tomllib.TOMLDecodeError as exc:
             raise ConfigError(f"cannot read the configuration {path}: {exc}") from exc
     for text in overrides:

@@ -82,7 +82,7 @@ def _read_text(path: Path) -> str:
     try:
         return read_utf8(path)
     except PlaceError as exc:
-        raise DataError(f"no triplets: {exc}") from exc
+        raise DataError(f"cannot read the triplets: {exc}") from exc
 
 
 def _sample(
