@@ -5,7 +5,7 @@ DEMO := .venv-demo
 PROTO := .venv-proto
 PROTO_FILE := protos/asymcir_protos/v1/retrieval.proto
 
-.PHONY: help install demo demo-assets demo-light emoji ablation check docs test soak proto proto-check bench bench-arm bench-device bench-gallery bench-gallery-build bench-gallery-changes bench-server bench-server-load bench-server-sizes bench-training bench-web demo-web web web-generate web-check web-test web-screenshots clean
+.PHONY: help install demo demo-assets demo-light emoji ablation check docs test soak proto proto-check bench bench-arm bench-device bench-gallery bench-gallery-build bench-gallery-changes bench-server bench-server-load bench-server-sizes bench-training bench-web demo-web web web-generate web-check web-test web-screenshots clean bench-query-forms
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -149,6 +149,11 @@ bench-server-load: $(DEV)/ready  ## Time a server under load, its queries encode
 	$(DEV)/bin/asymcir gallery build demo/assets/gallery/gallery.jsonl --server-bundle demo/assets/server --gallery benchmarks/server/work/load
 	$(DEV)/bin/python -m asymcir_benchmarks.costs.server_load --server-bundle demo/assets/server --device-bundle demo/assets/device \
 	  --gallery benchmarks/server/work/load --pictures demo/assets/queries.zip --out benchmarks/results/server-load.json
+
+bench-query-forms: $(DEV)/ready  ## Measure searches from the gallery and searches with preferences, by their weights (three minutes)
+	$(DEV)/bin/python -m asymcir_benchmarks.retrieval.query_forms --assets demo/assets --work benchmarks/gallery/work \
+	  --out benchmarks/results/query-forms.json
+	$(DEV)/bin/python -m asymcir_benchmarks.pages.fill
 
 bench-server: $(DEV)/ready  ## A server with a ViT-L/14-sized text encoder under load, beside one padded text at a time in torch (half an hour; 6 GB of memory)
 	$(DEV)/bin/python -m asymcir_benchmarks.costs.server_bundles --out benchmarks/server/work --models ViT-L-14 --pictures demo/assets/queries.zip

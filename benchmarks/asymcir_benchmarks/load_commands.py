@@ -70,7 +70,7 @@ def register_bench_server(subparsers: "Subparsers[argparse.ArgumentParser]") -> 
 
 def run_bench_server(args: argparse.Namespace) -> int:
     """Run `asymcir bench-server`."""
-    from asymcir_edge.commands import read_credentials
+    from asymcir_edge.command_parts import read_credentials
 
     from asymcir_benchmarks.load.generator import run_closed_loop, run_open_loop
     from asymcir_benchmarks.load.report import bucket_latencies, draw_latencies

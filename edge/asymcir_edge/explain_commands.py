@@ -5,7 +5,7 @@ from typing import Any
 
 from asymcir_common.arguments import MAX_TOP_K, add_server, add_server_bundle, path_name, whole_number
 
-from asymcir_edge.commands import add_encoder, check_output, open_encoder, read_credentials
+from asymcir_edge.command_parts import add_encoder, check_output, open_encoder, read_credentials
 
 _DEFAULT_TIMEOUT_S = 10.0
 

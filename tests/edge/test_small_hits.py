@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_device_bundle as tiny
 from asymcir_edge.cli import main
-from asymcir_edge.commands import _print_hits
+from asymcir_edge.query_commands import _print_hits
 from asymcir_edge.remote.answers import SearchHit, SearchResult, SearchTiming
 from PIL import Image
 

@@ -29,14 +29,19 @@ from asymcir_benchmarks.load.generator import SEARCH
 TOP_K = 10
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until the process is ended."""
+def build_parser() -> ArgumentParser:
+    """Build the parser of this command."""
     parser = ArgumentParser(prog="python -m asymcir_benchmarks.load.peer", description=__doc__)
     parser.add_argument("--model", required=True, help="an open_clip architecture; its weights are random")
     parser.add_argument("--vectors", type=Path, required=True, help="float32 [N, E]")
     parser.add_argument("--threads", type=whole_number(1, MAX_THREADS), default=2, help="of torch (default: 2)")
     parser.add_argument("--port-file", type=Path, required=True, help="written once it answers")
-    serve(parser.parse_args(argv))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until the process is ended."""
+    serve(build_parser().parse_args(argv))
     return 0
 
 

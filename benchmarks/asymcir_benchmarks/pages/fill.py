@@ -31,7 +31,7 @@ from asymcir_benchmarks.pages.gallery_tables import lay_out_changes, lay_out_ind
 from asymcir_benchmarks.pages.markdown import describe_source, make_table
 from asymcir_benchmarks.pages.server_tables import lay_out_server_answers, lay_out_server_sizes
 from asymcir_benchmarks.pages.summary_table import SUMMARY_RESULTS, lay_out_summary
-from asymcir_benchmarks.pages.token_tables import lay_out_tokens
+from asymcir_benchmarks.pages.token_tables import lay_out_query_forms, lay_out_tokens
 from asymcir_benchmarks.pages.training_tables import lay_out_training_millions
 
 PAGES = (Path("README.md"), Path("demo/README.md"))
@@ -43,6 +43,7 @@ OPTIONAL_PAGES = (
     Path("docs/evaluation.md"),
     Path("docs/indexes.md"),
     Path("docs/raspberry-pi.md"),
+    Path("docs/serve.md"),
     Path("docs/server-sizes.md"),
     Path("docs/training.md"),
     Path("docs/web.md"),
@@ -244,6 +245,7 @@ _TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "server-answers": ("server-sizes.json", lay_out_server_answers),
     "indexes": ("gallery.json", lay_out_indexes),
     "gallery-changes": ("gallery-changes.json", lay_out_changes),
+    "query-forms": ("query-forms.json", lay_out_query_forms),
     "tokens": ("tokens.json", lay_out_tokens),
     "training": ("training.json", _recipe),
     "training-millions": ("training.json", lay_out_training_millions),

@@ -1,4 +1,4 @@
-"""Lay out for the pages how different the sentence tokens are, and what composed queries find with some of them."""
+"""Lay out for the pages how different the sentence tokens are, and what queries of other forms find."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,3 +30,16 @@ def lay_out_tokens(record: Mapping[str, Any]) -> str:
         head = ["tokens", *_COSTS]
         tables.append([head, *([name, *(f"{figures[f'{name}, {cost}']:,.4g}" for cost in _COSTS)] for name in lengths)])
     return "\n\n".join([*(make_table(rows) for rows in tables), describe_source(record)])
+
+
+def lay_out_query_forms(record: Mapping[str, Any]) -> str:
+    """Lay out what searches from the gallery and preferences find, by their weights, split beside split."""
+    figures: Mapping[str, float] = record["figures"]
+    splits = list(dict.fromkeys(key.split(", ")[0] for key in figures))
+    first, end = f"{splits[0]}, ", ", families, R@1"
+    ways = [key.removeprefix(first).removesuffix(end) for key in figures if key.startswith(first) and key.endswith(end)]
+    rows = [["query", *(f"{split}, R@1 / R@10" for split in splits)]]
+    for way in ways:
+        recalls = [[f"{figures[f'{split}, {way}, {cut}']:.3f}" for cut in _CUTS] for split in splits]
+        rows.append([way, *(" / ".join(cuts) for cuts in recalls)])
+    return f"{make_table(rows)}\n\nOver all queries of a split. {describe_source(record)}"

@@ -1,7 +1,7 @@
 """The client for asyncio."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -81,6 +81,9 @@ class AsyncRetrievalClient:
         where: str | retrieval_pb2.Filter | None = None,
         every_picture: bool = False,
         collapse_duplicates: bool = False,
+        preferences: Mapping[str, float] | None = None,
+        min_score: float | None = None,
+        offset: int = 0,
     ) -> SearchResult:
         """Search a gallery by sentence tokens and a typed change; see `RetrievalClient.search`."""
         request = make_search_request(
@@ -95,7 +98,22 @@ class AsyncRetrievalClient:
             where=where,
             every_picture=every_picture,
             collapse_duplicates=collapse_duplicates,
+            preferences=preferences,
+            min_score=min_score,
+            offset=offset,
         )
+        return await self._search(request)
+
+    async def search_text(self, text: str, **options: Any) -> SearchResult:
+        """Search a gallery by words alone; see `RetrievalClient.search_text`."""
+        return await self._search(make_search_request(None, self.token_encoding, text=text, **options))
+
+    async def search_from(self, start_id: str, modifier: str = "", **options: Any) -> SearchResult:
+        """Search a gallery from one of its pictures; see `RetrievalClient.search_from`."""
+        request = make_search_request(None, self.token_encoding, start_id=start_id, modifier=modifier, **options)
+        return await self._search(request)
+
+    async def _search(self, request: retrieval_pb2.SearchRequest) -> SearchResult:
         response, round_trip_ms = await self._call(self._stub.Search, request)
         return read_search_result(response, round_trip_ms=round_trip_ms, request_size_bytes=request.ByteSize())
 

@@ -1,7 +1,7 @@
 """Sentence tokens and a typed change to a server, hits back, over gRPC."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -110,6 +110,9 @@ class RetrievalClient:
         where: str | retrieval_pb2.Filter | None = None,
         every_picture: bool = False,
         collapse_duplicates: bool = False,
+        preferences: Mapping[str, float] | None = None,
+        min_score: float | None = None,
+        offset: int = 0,
     ) -> SearchResult:
         """Search a gallery by sentence tokens and a typed change.
 
@@ -128,6 +131,10 @@ class RetrievalClient:
                 is answered once, by its best picture, and top_k counts items.
             collapse_duplicates: answer a picture that is there more than once by its best copy only: the same file
                 and, where the build looked for near duplicates, pictures that look alike.
+            preferences: ids of pictures of the gallery with weights from -1 to 1: above 0 for answers more like them,
+                below for less, where 0 stands for 0.25.
+            min_score: only hits of at least this score.
+            offset: leave out so many of the best hits: the second page of ten has offset 10.
 
         Returns:
             The hits, best first, with what answered and how long it took.
@@ -151,7 +158,39 @@ class RetrievalClient:
             where=where,
             every_picture=every_picture,
             collapse_duplicates=collapse_duplicates,
+            preferences=preferences,
+            min_score=min_score,
+            offset=offset,
         )
+        return self._search(request)
+
+    def search_text(self, text: str, **options: Any) -> SearchResult:
+        """Search a gallery by words alone.
+
+        Args:
+            text: what to search for, such as "a red mug".
+            options: those of `search` but tokens, word_space and modifier.
+
+        Raises:
+            RequestRefusedError, FilterTextError, ServerError: see `search`.
+        """
+        return self._search(make_search_request(None, self.token_encoding, text=text, **options))
+
+    def search_from(self, start_id: str, modifier: str = "", **options: Any) -> SearchResult:
+        """Search a gallery from one of its pictures, which is not answered itself.
+
+        Args:
+            start_id: the picture's id.
+            modifier: the change; empty for what looks like it.
+            options: those of `search` but tokens, word_space and modifier.
+
+        Raises:
+            RequestRefusedError, FilterTextError, ServerError: see `search`.
+        """
+        request = make_search_request(None, self.token_encoding, start_id=start_id, modifier=modifier, **options)
+        return self._search(request)
+
+    def _search(self, request: retrieval_pb2.SearchRequest) -> SearchResult:
         response, round_trip_ms = self.call(self._stub.Search, request)
         return read_search_result(response, round_trip_ms=round_trip_ms, request_size_bytes=request.ByteSize())
 
@@ -189,24 +228,36 @@ def _connect(
 
 
 def make_search_request(
-    tokens: NDArray[np.float32],
+    tokens: NDArray[np.float32] | None,
     token_encoding: TokenEncoding,
     *,
-    where: str | retrieval_pb2.Filter | None,
-    top_k: int,
-    excluded_ids: Iterable[str],
+    where: str | retrieval_pb2.Filter | None = None,
+    top_k: int = 10,
+    excluded_ids: Iterable[str] = (),
+    preferences: Mapping[str, float] | None = None,
+    offset: int = 0,
     **fields: Any,
 ) -> retrieval_pb2.SearchRequest:
     """Make the message of a search; what it raises is what `RetrievalClient.search` raises before it sends."""
     if not 1 <= top_k <= _MAX_UINT32:
         raise RequestRefusedError(f"expected top_k to be 1 or more, got {top_k}")
+    if not 0 <= offset <= _MAX_UINT32:
+        raise RequestRefusedError(f"expected an offset of 0 or more, got {offset}")
     if isinstance(excluded_ids, str):
         raise RequestRefusedError(f"expected a list of excluded ids, got the text {excluded_ids!r}")
-    packed = pack_tokens(tokens, token_encoding)
+    packed = None if tokens is None else pack_tokens(tokens, token_encoding)
     try:
         condition = parse_filter(where) if isinstance(where, str) else where
         return retrieval_pb2.SearchRequest(
-            tokens=packed, top_k=top_k, filter=condition, excluded_ids=excluded_ids, **fields
+            tokens=packed,
+            top_k=top_k,
+            filter=condition,
+            excluded_ids=excluded_ids,
+            preferences=[
+                retrieval_pb2.Preference(id=one, weight=weight) for one, weight in (preferences or {}).items()
+            ],
+            offset=offset,
+            **fields,
         )
     except ValueError as exc:  # lone surrogates: bytes of a command line or a file name that are no UTF-8
-        raise RequestRefusedError(f"expected modifier, gallery, ids and filter in valid UTF-8: {exc}") from exc
+        raise RequestRefusedError(f"expected texts and ids in valid UTF-8: {exc}") from exc

@@ -99,7 +99,7 @@ class Int8Tokens(_message.Message):
     def __init__(self, values: _Optional[bytes] = ..., scales: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("tokens", "word_space", "modifier", "gallery", "top_k", "excluded_ids", "with_metadata", "target_space", "filter", "every_picture", "collapse_duplicates")
+    __slots__ = ("tokens", "word_space", "modifier", "gallery", "top_k", "excluded_ids", "with_metadata", "target_space", "filter", "every_picture", "collapse_duplicates", "text", "start_id", "preferences", "min_score", "offset")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     WORD_SPACE_FIELD_NUMBER: _ClassVar[int]
     MODIFIER_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,11 @@ class SearchRequest(_message.Message):
     FILTER_FIELD_NUMBER: _ClassVar[int]
     EVERY_PICTURE_FIELD_NUMBER: _ClassVar[int]
     COLLAPSE_DUPLICATES_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    START_ID_FIELD_NUMBER: _ClassVar[int]
+    PREFERENCES_FIELD_NUMBER: _ClassVar[int]
+    MIN_SCORE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     tokens: SentenceTokens
     word_space: str
     modifier: str
@@ -122,7 +127,20 @@ class SearchRequest(_message.Message):
     filter: Filter
     every_picture: bool
     collapse_duplicates: bool
-    def __init__(self, tokens: _Optional[_Union[SentenceTokens, _Mapping]] = ..., word_space: _Optional[str] = ..., modifier: _Optional[str] = ..., gallery: _Optional[str] = ..., top_k: _Optional[int] = ..., excluded_ids: _Optional[_Iterable[str]] = ..., with_metadata: bool = ..., target_space: _Optional[str] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., every_picture: bool = ..., collapse_duplicates: bool = ...) -> None: ...
+    text: str
+    start_id: str
+    preferences: _containers.RepeatedCompositeFieldContainer[Preference]
+    min_score: float
+    offset: int
+    def __init__(self, tokens: _Optional[_Union[SentenceTokens, _Mapping]] = ..., word_space: _Optional[str] = ..., modifier: _Optional[str] = ..., gallery: _Optional[str] = ..., top_k: _Optional[int] = ..., excluded_ids: _Optional[_Iterable[str]] = ..., with_metadata: bool = ..., target_space: _Optional[str] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., every_picture: bool = ..., collapse_duplicates: bool = ..., text: _Optional[str] = ..., start_id: _Optional[str] = ..., preferences: _Optional[_Iterable[_Union[Preference, _Mapping]]] = ..., min_score: _Optional[float] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class Preference(_message.Message):
+    __slots__ = ("id", "weight")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    weight: float
+    def __init__(self, id: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class Filter(_message.Message):
     __slots__ = ("all_of", "any_of", "negated", "comparison", "membership", "prefix", "existence")

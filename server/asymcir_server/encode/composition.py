@@ -107,6 +107,10 @@ class Composer:
             return np.concatenate([self._plain_prefix, tokens, self._plain_suffix])
         return self._compose_modified(tokens, modifier)
 
+    def reads(self, text: str) -> bool:
+        """Whether the tokenizer leaves anything of a text."""
+        return bool(self._tokenizer.encode(text))
+
     def explain_unread(self, modifier: str) -> list[str]:
         """Say what of a modifier the text encoder does not read, a sentence each."""
         if not modifier.strip():

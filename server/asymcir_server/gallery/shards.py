@@ -160,6 +160,13 @@ class ShardedGallery:
             found.update(zip(held, shard.metadata(held), strict=True))
         return [found.get(identity, {}) for identity in ids]
 
+    def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Map ids to the vectors that stand for the pictures, [E]; unknown ids are left out."""
+        found: dict[str, NDArray[np.float32]] = {}
+        for shard in self.shards:
+            found = shard.vectors(ids) | found
+        return found
+
     def thumbnail(self, identity: str) -> bytes | None:
         """Return the thumbnail of a picture, a WebP file; None for an unknown id, or where its shard has none."""
         return next((found for shard in self.shards if (found := shard.thumbnail(identity)) is not None), None)

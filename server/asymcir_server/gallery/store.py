@@ -21,6 +21,7 @@ from asymcir_server.gallery.changes.merged import MergedMetadata, MergedSelectio
 from asymcir_server.gallery.changes.table import changes_path, digest_base, mark_base
 from asymcir_server.gallery.filters import Columns, Selections, search_items, translate
 from asymcir_server.gallery.indexes import open_index
+from asymcir_server.gallery.indexes.exact import ReadOnlyIndex
 from asymcir_server.gallery.metadata import METADATA_NAME, MetadataReader
 from asymcir_server.gallery.snapshots import current_snapshot
 from asymcir_server.gallery.sources.copies import Fingerprint, search_distinct
@@ -71,6 +72,7 @@ class _Snapshot:
                 raise BundleError(f"{snapshot} has no {name} in its manifest: build the gallery again")
         self.manifest, self.folder = manifest, snapshot
         self.index = open_index(snapshot, snapshot / VECTORS_NAME, manifest)
+        self.vectors = ReadOnlyIndex(snapshot / VECTORS_NAME)
         self.metadata = MetadataReader(snapshot / METADATA_NAME)
         self.thumbnails: ThumbnailReader | None = None
         if THUMBNAILS_NAME in manifest.files:
@@ -333,6 +335,21 @@ class Gallery:
     def rows(self, ids: Sequence[str]) -> dict[str, int]:
         """Map ids to rows, numbers that only this open gallery gives a meaning; unknown ids are left out."""
         return self._metadata.rows(ids)
+
+    def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Map ids to the vectors that stand for the pictures, [E], L2-normalised; unknown ids are left out."""
+        found = {}
+        spelled = dict(zip(ids, self.canonical(ids), strict=True))
+        rows = self._metadata.rows(list(spelled.values()))
+        for identity, other in spelled.items():
+            row = rows.get(other)
+            if row is None:
+                continue
+            if row < self._delta.size:
+                found[identity] = self._snapshot.vectors.read_rows(np.array([row]))[0]
+            else:
+                found[identity] = self._delta.vectors[int(np.searchsorted(self._delta.rows, row))]
+        return found
 
     def digest(self, identity: str) -> bytes | None:
         """Return the SHA-256 of a picture's file; None where it is not known."""

@@ -46,6 +46,10 @@ class Encoded:
     batch: int
 
 
+NOTHING_ENCODED = Encoded(embedding=np.empty(0, np.float32), queue_ms=0.0, run_ms=0.0, batch=0)
+"""Of a search that needs no run."""
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class _Waiting:
     prompt: NDArray[np.float32]

@@ -3,7 +3,7 @@
 import importlib.metadata
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,7 +11,6 @@ from typing import TypeVar
 import grpc
 from asymcir_common.arguments import MAX_IN_FLIGHT, MAX_TEXT_BATCH, MAX_THREADS, MAX_TOP_K
 from asymcir_common.places.rules import to_nfc
-from asymcir_protos import unpack_tokens
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
 
 from asymcir_server.encode.bundle import ServerBundle
@@ -21,16 +20,16 @@ from asymcir_server.errors import (
     DeadlineError,
     GalleryNotFoundError,
     ListenError,
-    ModifierError,
     RequestError,
     SpaceMismatchError,
 )
 from asymcir_server.gallery import AnyGallery, Follower, Gallery, GalleryHolder, ShardedGallery
 from asymcir_server.gallery.filters import FILTER_LIMITS
 from asymcir_server.serve.admission import Admission
-from asymcir_server.serve.batching import LATE, TextBatcher
+from asymcir_server.serve.batching import LATE, NOTHING_ENCODED, TextBatcher
 from asymcir_server.serve.hit_metadata import add_metadata
 from asymcir_server.serve.operations import GalleryState, ServerMetrics
+from asymcir_server.serve.queries import check_request, compose_prompt, left_out_ids, place_query
 from asymcir_server.serve.status import to_status
 
 DEFAULT_TOP_K = 10
@@ -254,8 +253,10 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
         self._check(request, gallery)
         with self.admission.admit(), ExitStack() as stack:
             arrived_s = time.perf_counter()
-            prompt = self._text_encoder.composer.compose_query(unpack_tokens(request.tokens), request.modifier)
-            encoded = self._batcher.encode(prompt, timeout_s=timeout_s, gone=gone)
+            prompt = compose_prompt(request, self._text_encoder.composer)
+            encoded = NOTHING_ENCODED
+            if prompt is not None:
+                encoded = self._batcher.encode(prompt, timeout_s=timeout_s, gone=gone)
             queued_s = time.perf_counter()
             patience_s = None
             if timeout_s is not None:
@@ -264,16 +265,21 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
                 raise DeadlineError(LATE)
             stack.callback(self._searches.release)
             encoded_s = time.perf_counter()
+            query, missing = place_query(request, None if prompt is None else encoded.embedding, gallery)
             result = gallery.search(
-                encoded.embedding[None],
-                request.top_k or DEFAULT_TOP_K,
-                request.excluded_ids,
+                query[None],
+                request.offset + (request.top_k or DEFAULT_TOP_K),
+                left_out_ids(request),
                 where=request.filter if request.HasField("filter") else None,
                 every_picture=request.every_picture,
                 collapse_duplicates=request.collapse_duplicates,
             )
             unknown = gallery.find_unknown(request.excluded_ids)
-            ids = result.ids[0]
+            page = slice(request.offset, None)
+            ids, scores, items = result.ids[0][page], result.scores[0][page].tolist(), result.items[0][page]
+            if request.HasField("min_score"):
+                kept = sum(score >= request.min_score for score in scores[: len(ids)])  # best first
+                ids, scores, items = ids[:kept], scores[:kept], items[:kept]
             metadata = gallery.metadata(ids) if request.with_metadata else []
             searched_s = time.perf_counter()
         response = retrieval_pb2.SearchResponse(
@@ -290,11 +296,11 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
             queue_ms=timing.queue_ms, encode_ms=timing.encode_ms, search_ms=timing.search_ms, batch=encoded.batch
         )
         if unknown:
-            shown = ", ".join(repr(one) for one in unknown[:_SHOWN_IDS])
-            more = f" and {len(unknown) - _SHOWN_IDS} more" if len(unknown) > _SHOWN_IDS else ""
-            response.warnings.append(f"excluded ids that the gallery does not hold: {shown}{more}")
-        response.warnings.extend(self._text_encoder.composer.explain_unread(request.modifier))
-        for identity, score, item in zip(ids, result.scores[0].tolist(), result.items[0], strict=True):
+            response.warnings.append(f"excluded ids that the gallery does not hold: {_show(unknown)}")
+        if missing:
+            response.warnings.append(f"preferences of pictures that the gallery does not hold: {_show(missing)}")
+        response.warnings.extend(self._text_encoder.composer.explain_unread(request.text or request.modifier))
+        for identity, score, item in zip(ids, scores, items, strict=False):
             response.hits.add(id=identity, score=score, item=item)
         if request.with_metadata:
             add_metadata(response, metadata, most_bytes=MAX_MESSAGE_BYTES)
@@ -317,9 +323,10 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
     def _check(self, request: retrieval_pb2.SearchRequest, gallery: AnyGallery) -> None:
         """Refuse what cannot be answered, cheapest check first, before it waits in the queue."""
         limits = self.limits
-        if not request.word_space:
+        needs_space = not (request.text or request.start_id)
+        if not request.word_space and needs_space:
             raise RequestError("expected the word_space that the tokens live in, from the device bundle's manifest")
-        if request.word_space != self._bundle.word_space:
+        if request.word_space and request.word_space != self._bundle.word_space:
             raise SpaceMismatchError(
                 f"the device works in word_space {request.word_space}, this server in {self._bundle.word_space}: "
                 "install the device bundle that was exported with this server's bundle, or ask a server of the "
@@ -330,19 +337,20 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServicer):
                 f"the request asks for target_space {request.target_space}, the gallery is of {gallery.target_space} "
                 f"({gallery.target}): name another gallery, or leave target_space empty"
             )
-        if request.top_k > limits.max_top_k:
-            raise RequestError(f"expected top_k of at most {limits.max_top_k}, got {request.top_k}")
+        if request.offset + request.top_k > limits.max_top_k:
+            and_offset = f" with an offset of {request.offset}" if request.offset else ""
+            raise RequestError(f"expected top_k of at most {limits.max_top_k}, got {request.top_k}{and_offset}")
         if len(request.excluded_ids) > MAX_EXCLUDED_IDS:
             raise RequestError(f"expected at most {MAX_EXCLUDED_IDS} excluded ids, got {len(request.excluded_ids)}")
         if request.HasField("filter"):
             gallery.check_filter(request.filter)
-        size_bytes = len(request.modifier.encode("utf-8"))
-        if size_bytes > MAX_MODIFIER_BYTES:
-            raise ModifierError(
-                f"the modifier has {size_bytes} bytes, the limit is {MAX_MODIFIER_BYTES}: shorten it to a phrase"
-            )
-        width, longest = self._bundle.text.word_width, self._text_encoder.composer.max_sentence_length
-        if request.tokens.width != width:
-            raise RequestError(f"expected sentence tokens of width {width}, got {request.tokens.width}")
-        if not 1 <= request.tokens.length <= longest:
-            raise RequestError(f"expected 1 to {longest} sentence tokens, got {request.tokens.length}")
+        check_request(
+            request,
+            word_width=self._bundle.text.word_width,
+            max_sentence_length=self._text_encoder.composer.max_sentence_length,
+        )
+
+
+def _show(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else ""
+    return ", ".join(repr(one) for one in ids[:_SHOWN_IDS]) + more

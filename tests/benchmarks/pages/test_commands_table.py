@@ -28,8 +28,8 @@ def test_arguments_have_their_meaning_and_default() -> None:
         "union, original for a bundle without a UNION head",
     ]
     assert rows["`--replace-space`"][1] == "-" and "`--verbose`" not in rows
-    rows = _rows("asymcir query")
-    assert rows["`--image PIC`"][1] == rows["`--tokens-file FILE.npy`"][1] == "one of these is required"
+    rows = _rows("asymcir bench-server")
+    assert rows["`--rate R[,R...]`"][1] == rows["`--callers N`"][1] == "one of these is required"
     assert all(meaning and default for meaning, default in rows.values())
 
 

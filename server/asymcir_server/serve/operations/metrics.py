@@ -119,7 +119,8 @@ class ServerMetrics:
         """Count the stages of a search that is answered."""
         for stage, value_ms in (("queue", queue_ms), ("encode", encode_ms), ("search", search_ms)):
             self._stage_s.labels(stage).observe(value_ms / 1000.0)
-        self._batch.observe(batch)
+        if batch:  # a search that starts from a picture of the gallery may have nothing to encode
+            self._batch.observe(batch)
 
     def watch(
         self,

@@ -120,6 +120,27 @@ def test_every_form_answers_the_same(running: RetrievalServer, request_message: 
     assert len(answers[0].hits) == 5  # type: ignore[union-attr]
 
 
+def ask_words(request: retrieval_pb2.SearchRequest) -> None:
+    request.ClearField("tokens")
+    request.text, request.modifier, request.offset = "is red", "", 2
+
+
+def ask_from_the_gallery(request: retrieval_pb2.SearchRequest) -> None:
+    request.ClearField("tokens")
+    request.start_id, request.min_score = "left/01.png", -1.0
+    request.preferences.add(id="right/02.png", weight=-0.5)
+
+
+@pytest.mark.parametrize("change", [ask_words, ask_from_the_gallery])
+def test_other_ways_to_ask_are_answered_the_same(
+    running: RetrievalServer, request_message: retrieval_pb2.SearchRequest, change: Any
+) -> None:
+    change(request_message)
+    answers = [ask(running, request_message) for ask in FACES]
+    assert all(isinstance(answer, Message) and answer.hits for answer in answers), answers
+    assert len({comparable(answer) for answer in answers}) == 1
+
+
 def fp16(values: NDArray[np.float64], length: int | None = None, width: int | None = None) -> Any:
     return retrieval_pb2.SentenceTokens(
         length=values.shape[0] if length is None else length,
@@ -158,6 +179,11 @@ WRONG: dict[str, Any] = {
     "long modifier": lambda r, m: setattr(r, "modifier", "red " * 400),
     "filter": lambda r, m: setattr(r.filter.comparison, "key", "nothing"),
     "empty filter": lambda r, m: r.filter.SetInParent(),
+    "text beside tokens": lambda r, m: setattr(r, "text", "a mug"),
+    "start beside tokens": lambda r, m: setattr(r, "start_id", "left/01.png"),
+    "weight": lambda r, m: r.preferences.add(id="left/01.png", weight=2.0),
+    "score": lambda r, m: setattr(r, "min_score", float("nan")),
+    "offset": lambda r, m: setattr(r, "offset", 2**32 - 1),
     "message": lambda r, m: setattr(r, "modifier", "x" * 5_000_000),
 }
 CODES = {
