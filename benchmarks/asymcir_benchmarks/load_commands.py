@@ -46,7 +46,9 @@ def register_bench_server(subparsers: "Subparsers[argparse.ArgumentParser]") -> 
     )
     parser.add_argument("--changes", type=Path, metavar="FILE", help="typed changes to send in turn, one a line")
     parser.add_argument("--gallery", default="", help="the gallery's name (default: the server's first)")
-    parser.add_argument("--top-k", type=whole_number(1, MAX_TOP_K), default=10, help="(default: 10)")
+    parser.add_argument(
+        "--top-k", type=whole_number(1, MAX_TOP_K), default=10, help="hits of each search (default: 10)"
+    )
     load = parser.add_mutually_exclusive_group(required=True)
     load.add_argument(
         "--rate", type=_rates, metavar="R[,R...]", help="searches a second; several rates are measured one by one"

@@ -288,7 +288,9 @@ def register_serve(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         metavar="PORT",
         help="answer /metrics for Prometheus on this port too, in plain text and without a key (over HTTP: /metrics)",
     )
-    serve.add_argument("--metrics-host", default="127.0.0.1", metavar="HOST", help="(default: 127.0.0.1)")
+    serve.add_argument(
+        "--metrics-host", default="127.0.0.1", metavar="HOST", help="address of --metrics (default: 127.0.0.1)"
+    )
     serve.add_argument(
         "--check", action="store_true", help="load and check everything, say what would be served, and end"
     )
