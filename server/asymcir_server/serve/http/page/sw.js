@@ -1,5 +1,5 @@
-const VERSION = "b5ad419e0cbd99f4";
-const FILES = ["./app.webmanifest","./assets/index-lB_dzyVx.css","./assets/index-yLsqcxz8.js","./assets/worker-B2UVAogo.js","./icon.svg","./","./runtime/ort-wasm-simd-threaded.mjs","./runtime/ort-wasm-simd-threaded.wasm.gz"];
+const VERSION = "0d5d1c9613f19437";
+const FILES = ["./app.webmanifest","./assets/index-B0NME19g.js","./assets/index-lB_dzyVx.css","./assets/worker-B2UVAogo.js","./icon.svg","./","./runtime/ort-wasm-simd-threaded.mjs","./runtime/ort-wasm-simd-threaded.wasm.gz"];
 // The service worker: keeps the page and its runtime, so that it opens offline. VERSION and FILES are put before this.
 // It never touches searches, thumbnails or the bundle, which the page keeps by itself.
 const CACHE = `asymcir-page-${VERSION}`;

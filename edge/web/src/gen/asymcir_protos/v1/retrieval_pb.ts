@@ -16,7 +16,7 @@ import type { JsonObject, Message } from "@bufbuild/protobuf";
  * Describes the file asymcir_protos/v1/retrieval.proto.
  */
 export const file_asymcir_protos_v1_retrieval: GenFile = /*@__PURE__*/
-  fileDesc("CiFhc3ltY2lyX3Byb3Rvcy92MS9yZXRyaWV2YWwucHJvdG8SCmFzeW1jaXIudjEiEQoPRGVzY3JpYmVSZXF1ZXN0Ip4BChBEZXNjcmliZVJlc3BvbnNlEhYKDnNlcnZlcl92ZXJzaW9uGAEgASgJEhIKCndvcmRfc3BhY2UYAiABKAkSEgoKd29yZF93aWR0aBgDIAEoDRIiCgZsaW1pdHMYBCABKAsyEi5hc3ltY2lyLnYxLkxpbWl0cxImCglnYWxsZXJpZXMYBSADKAsyEy5hc3ltY2lyLnYxLkdhbGxlcnki2gEKBkxpbWl0cxIRCgltYXhfdG9wX2sYASABKA0SGwoTbWF4X3NlbnRlbmNlX2xlbmd0aBgCIAEoDRIaChJtYXhfbW9kaWZpZXJfYnl0ZXMYAyABKA0SFgoOY29udGV4dF9sZW5ndGgYBCABKA0SGAoQbWF4X2V4Y2x1ZGVkX2lkcxgFIAEoDRIdChVtYXhfZmlsdGVyX2NvbmRpdGlvbnMYBiABKA0SGQoRbWF4X2ZpbHRlcl92YWx1ZXMYByABKA0SGAoQbWF4X2ZpbHRlcl9kZXB0aBgIIAEoDSLdAQoHR2FsbGVyeRIMCgRuYW1lGAEgASgJEg8KB3ZlcnNpb24YAiABKAkSFAoMdGFyZ2V0X3NwYWNlGAMgASgJEg4KBnRhcmdldBgEIAEoCRIMCgRzaXplGAUgASgEEhcKD2VtYmVkZGluZ193aWR0aBgGIAEoDRISCgppbmRleF9raW5kGAcgASgJEhoKEmluZGV4X3JlY2FsbF9hdF8xMBgIIAEoAhIRCgloYXNfaXRlbXMYCSABKAgSIwoHY29sdW1ucxgKIAMoCzISLmFzeW1jaXIudjEuQ29sdW1uIiMKBkNvbHVtbhILCgNrZXkYASABKAkSDAoEdHlwZRgCIAEoCSJzCg5TZW50ZW5jZVRva2VucxIOCgZsZW5ndGgYASABKA0SDQoFd2lkdGgYAiABKA0SDgoEZnAxNhgDIAEoDEgAEiYKBGludDgYBCABKAsyFi5hc3ltY2lyLnYxLkludDhUb2tlbnNIAEIKCghlbmNvZGluZyIsCgpJbnQ4VG9rZW5zEg4KBnZhbHVlcxgBIAEoDBIOCgZzY2FsZXMYAiADKAIinAIKDVNlYXJjaFJlcXVlc3QSKgoGdG9rZW5zGAEgASgLMhouYXN5bWNpci52MS5TZW50ZW5jZVRva2VucxISCgp3b3JkX3NwYWNlGAIgASgJEhAKCG1vZGlmaWVyGAMgASgJEg8KB2dhbGxlcnkYBCABKAkSDQoFdG9wX2sYBSABKA0SFAoMZXhjbHVkZWRfaWRzGAYgAygJEhUKDXdpdGhfbWV0YWRhdGEYByABKAgSFAoMdGFyZ2V0X3NwYWNlGAggASgJEiIKBmZpbHRlchgJIAEoCzISLmFzeW1jaXIudjEuRmlsdGVyEhUKDWV2ZXJ5X3BpY3R1cmUYCiABKAgSGwoTY29sbGFwc2VfZHVwbGljYXRlcxgLIAEoCCK+AgoGRmlsdGVyEigKBmFsbF9vZhgBIAEoCzIWLmFzeW1jaXIudjEuRmlsdGVyTGlzdEgAEigKBmFueV9vZhgCIAEoCzIWLmFzeW1jaXIudjEuRmlsdGVyTGlzdEgAEiUKB25lZ2F0ZWQYAyABKAsyEi5hc3ltY2lyLnYxLkZpbHRlckgAEiwKCmNvbXBhcmlzb24YBCABKAsyFi5hc3ltY2lyLnYxLkNvbXBhcmlzb25IABIsCgptZW1iZXJzaGlwGAUgASgLMhYuYXN5bWNpci52MS5NZW1iZXJzaGlwSAASJAoGcHJlZml4GAYgASgLMhIuYXN5bWNpci52MS5QcmVmaXhIABIqCglleGlzdGVuY2UYByABKAsyFS5hc3ltY2lyLnYxLkV4aXN0ZW5jZUgAQgsKCWNvbmRpdGlvbiIxCgpGaWx0ZXJMaXN0EiMKB2ZpbHRlcnMYASADKAsyEi5hc3ltY2lyLnYxLkZpbHRlciLuAQoKQ29tcGFyaXNvbhILCgNrZXkYASABKAkSMQoIb3BlcmF0b3IYAiABKA4yHy5hc3ltY2lyLnYxLkNvbXBhcmlzb24uT3BlcmF0b3ISIAoFdmFsdWUYAyABKAsyES5hc3ltY2lyLnYxLlZhbHVlIn4KCE9wZXJhdG9yEhgKFE9QRVJBVE9SX1VOU1BFQ0lGSUVEEAASCQoFRVFVQUwQARINCglOT1RfRVFVQUwQAhIICgRMRVNTEAMSEQoNTEVTU19PUl9FUVVBTBAEEgsKB0dSRUFURVIQBRIUChBHUkVBVEVSX09SX0VRVUFMEAYiPAoKTWVtYmVyc2hpcBILCgNrZXkYASABKAkSIQoGdmFsdWVzGAIgAygLMhEuYXN5bWNpci52MS5WYWx1ZSIlCgZQcmVmaXgSCwoDa2V5GAEgASgJEg4KBnByZWZpeBgCIAEoCSIYCglFeGlzdGVuY2USCwoDa2V5GAEgASgJIlUKBVZhbHVlEg4KBHRleHQYASABKAlIABIRCgdpbnRlZ2VyGAIgASgDSAASDgoEcmVhbBgDIAEoAUgAEhEKB2Jvb2xlYW4YBCABKAhIAEIGCgRraW5kInQKA0hpdBIKCgJpZBgBIAEoCRINCgVzY29yZRgCIAEoAhIpCghtZXRhZGF0YRgDIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSDAoEaXRlbRgEIAEoCRIZChFtZXRhZGF0YV9sZWZ0X291dBgFIAEoCCKPAQoOU2VhcmNoUmVzcG9uc2USHQoEaGl0cxgBIAMoCzIPLmFzeW1jaXIudjEuSGl0Eg8KB2dhbGxlcnkYAiABKAkSFwoPZ2FsbGVyeV92ZXJzaW9uGAMgASgJEiIKBnRpbWluZxgEIAEoCzISLmFzeW1jaXIudjEuVGltaW5nEhAKCHdhcm5pbmdzGAUgAygJIkAKBlRpbWluZxIQCghxdWV1ZV9tcxgBIAEoAhIRCgllbmNvZGVfbXMYAiABKAISEQoJc2VhcmNoX21zGAMgASgCImgKEkFkZFBpY3R1cmVzUmVxdWVzdBIPCgdnYWxsZXJ5GAEgASgJEgoKAmlkGAIgASgJEg0KBWltYWdlGAMgASgMEhUKDW1ldGFkYXRhX2pzb24YBCABKAkSDwoHcmVwbGFjZRgFIAEoCCLaAQoTQWRkUGljdHVyZXNSZXNwb25zZRIKCgJpZBgBIAEoCRI2CgZzdGF0dXMYAiABKA4yJi5hc3ltY2lyLnYxLkFkZFBpY3R1cmVzUmVzcG9uc2UuU3RhdHVzEg4KBnJlYXNvbhgDIAEoCRIXCg9nYWxsZXJ5X3ZlcnNpb24YBCABKAkiVgoGU3RhdHVzEhYKElNUQVRVU19VTlNQRUNJRklFRBAAEgkKBUFEREVEEAESDAoIUkVQTEFDRUQQAhINCglVTkNIQU5HRUQQAxIMCghSRUpFQ1RFRBAEIlEKDVJlbW92ZVJlcXVlc3QSDwoHZ2FsbGVyeRgBIAEoCRILCgNpZHMYAiADKAkSIgoGZmlsdGVyGAMgASgLMhIuYXN5bWNpci52MS5GaWx0ZXIiSwoOUmVtb3ZlUmVzcG9uc2USDwoHcmVtb3ZlZBgBIAEoBBIPCgdtaXNzaW5nGAIgAygJEhcKD2dhbGxlcnlfdmVyc2lvbhgDIAEoCSJVChVVcGRhdGVNZXRhZGF0YVJlcXVlc3QSDwoHZ2FsbGVyeRgBIAEoCRIrCgd1cGRhdGVzGAIgAygLMhouYXN5bWNpci52MS5NZXRhZGF0YVVwZGF0ZSIzCg5NZXRhZGF0YVVwZGF0ZRIKCgJpZBgBIAEoCRIVCg1tZXRhZGF0YV9qc29uGAIgASgJImYKFlVwZGF0ZU1ldGFkYXRhUmVzcG9uc2USDwoHdXBkYXRlZBgBIAEoBBIRCgl1bmNoYW5nZWQYAiABKAQSDwoHbWlzc2luZxgDIAMoCRIXCg9nYWxsZXJ5X3ZlcnNpb24YBCABKAkiNQoOQ29tcGFjdFJlcXVlc3QSDwoHZ2FsbGVyeRgBIAEoCRISCgppbmRleF9raW5kGAIgASgJIpkBCg9Db21wYWN0UmVzcG9uc2USFwoPZ2FsbGVyeV92ZXJzaW9uGAEgASgJEgwKBHNpemUYAiABKAQSDQoFYWRkZWQYAyABKAQSDwoHcmVtb3ZlZBgEIAEoBBIPCgd1cGRhdGVkGAUgASgEEhIKCmluZGV4X2tpbmQYBiABKAkSGgoSaW5kZXhfcmVjYWxsX2F0XzEwGAcgASgCMpMBCglSZXRyaWV2YWwSRQoIRGVzY3JpYmUSGy5hc3ltY2lyLnYxLkRlc2NyaWJlUmVxdWVzdBocLmFzeW1jaXIudjEuRGVzY3JpYmVSZXNwb25zZRI/CgZTZWFyY2gSGS5hc3ltY2lyLnYxLlNlYXJjaFJlcXVlc3QaGi5hc3ltY2lyLnYxLlNlYXJjaFJlc3BvbnNlMsACCgxHYWxsZXJ5QWRtaW4SUgoLQWRkUGljdHVyZXMSHi5hc3ltY2lyLnYxLkFkZFBpY3R1cmVzUmVxdWVzdBofLmFzeW1jaXIudjEuQWRkUGljdHVyZXNSZXNwb25zZSgBMAESPwoGUmVtb3ZlEhkuYXN5bWNpci52MS5SZW1vdmVSZXF1ZXN0GhouYXN5bWNpci52MS5SZW1vdmVSZXNwb25zZRJXCg5VcGRhdGVNZXRhZGF0YRIhLmFzeW1jaXIudjEuVXBkYXRlTWV0YWRhdGFSZXF1ZXN0GiIuYXN5bWNpci52MS5VcGRhdGVNZXRhZGF0YVJlc3BvbnNlEkIKB0NvbXBhY3QSGi5hc3ltY2lyLnYxLkNvbXBhY3RSZXF1ZXN0GhsuYXN5bWNpci52MS5Db21wYWN0UmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_struct]);
+  fileDesc("CiFhc3ltY2lyX3Byb3Rvcy92MS9yZXRyaWV2YWwucHJvdG8SCmFzeW1jaXIudjEiEQoPRGVzY3JpYmVSZXF1ZXN0Ip4BChBEZXNjcmliZVJlc3BvbnNlEhYKDnNlcnZlcl92ZXJzaW9uGAEgASgJEhIKCndvcmRfc3BhY2UYAiABKAkSEgoKd29yZF93aWR0aBgDIAEoDRIiCgZsaW1pdHMYBCABKAsyEi5hc3ltY2lyLnYxLkxpbWl0cxImCglnYWxsZXJpZXMYBSADKAsyEy5hc3ltY2lyLnYxLkdhbGxlcnki2gEKBkxpbWl0cxIRCgltYXhfdG9wX2sYASABKA0SGwoTbWF4X3NlbnRlbmNlX2xlbmd0aBgCIAEoDRIaChJtYXhfbW9kaWZpZXJfYnl0ZXMYAyABKA0SFgoOY29udGV4dF9sZW5ndGgYBCABKA0SGAoQbWF4X2V4Y2x1ZGVkX2lkcxgFIAEoDRIdChVtYXhfZmlsdGVyX2NvbmRpdGlvbnMYBiABKA0SGQoRbWF4X2ZpbHRlcl92YWx1ZXMYByABKA0SGAoQbWF4X2ZpbHRlcl9kZXB0aBgIIAEoDSLdAQoHR2FsbGVyeRIMCgRuYW1lGAEgASgJEg8KB3ZlcnNpb24YAiABKAkSFAoMdGFyZ2V0X3NwYWNlGAMgASgJEg4KBnRhcmdldBgEIAEoCRIMCgRzaXplGAUgASgEEhcKD2VtYmVkZGluZ193aWR0aBgGIAEoDRISCgppbmRleF9raW5kGAcgASgJEhoKEmluZGV4X3JlY2FsbF9hdF8xMBgIIAEoAhIRCgloYXNfaXRlbXMYCSABKAgSIwoHY29sdW1ucxgKIAMoCzISLmFzeW1jaXIudjEuQ29sdW1uIiMKBkNvbHVtbhILCgNrZXkYASABKAkSDAoEdHlwZRgCIAEoCSJzCg5TZW50ZW5jZVRva2VucxIOCgZsZW5ndGgYASABKA0SDQoFd2lkdGgYAiABKA0SDgoEZnAxNhgDIAEoDEgAEiYKBGludDgYBCABKAsyFi5hc3ltY2lyLnYxLkludDhUb2tlbnNIAEIKCghlbmNvZGluZyIsCgpJbnQ4VG9rZW5zEg4KBnZhbHVlcxgBIAEoDBIOCgZzY2FsZXMYAiADKAIinwMKDVNlYXJjaFJlcXVlc3QSKgoGdG9rZW5zGAEgASgLMhouYXN5bWNpci52MS5TZW50ZW5jZVRva2VucxISCgp3b3JkX3NwYWNlGAIgASgJEhAKCG1vZGlmaWVyGAMgASgJEg8KB2dhbGxlcnkYBCABKAkSDQoFdG9wX2sYBSABKA0SFAoMZXhjbHVkZWRfaWRzGAYgAygJEhUKDXdpdGhfbWV0YWRhdGEYByABKAgSFAoMdGFyZ2V0X3NwYWNlGAggASgJEiIKBmZpbHRlchgJIAEoCzISLmFzeW1jaXIudjEuRmlsdGVyEhUKDWV2ZXJ5X3BpY3R1cmUYCiABKAgSGwoTY29sbGFwc2VfZHVwbGljYXRlcxgLIAEoCBIMCgR0ZXh0GAwgASgJEhAKCHN0YXJ0X2lkGA0gASgJEisKC3ByZWZlcmVuY2VzGA4gAygLMhYuYXN5bWNpci52MS5QcmVmZXJlbmNlEhYKCW1pbl9zY29yZRgPIAEoAkgAiAEBEg4KBm9mZnNldBgQIAEoDUIMCgpfbWluX3Njb3JlIigKClByZWZlcmVuY2USCgoCaWQYASABKAkSDgoGd2VpZ2h0GAIgASgCIr4CCgZGaWx0ZXISKAoGYWxsX29mGAEgASgLMhYuYXN5bWNpci52MS5GaWx0ZXJMaXN0SAASKAoGYW55X29mGAIgASgLMhYuYXN5bWNpci52MS5GaWx0ZXJMaXN0SAASJQoHbmVnYXRlZBgDIAEoCzISLmFzeW1jaXIudjEuRmlsdGVySAASLAoKY29tcGFyaXNvbhgEIAEoCzIWLmFzeW1jaXIudjEuQ29tcGFyaXNvbkgAEiwKCm1lbWJlcnNoaXAYBSABKAsyFi5hc3ltY2lyLnYxLk1lbWJlcnNoaXBIABIkCgZwcmVmaXgYBiABKAsyEi5hc3ltY2lyLnYxLlByZWZpeEgAEioKCWV4aXN0ZW5jZRgHIAEoCzIVLmFzeW1jaXIudjEuRXhpc3RlbmNlSABCCwoJY29uZGl0aW9uIjEKCkZpbHRlckxpc3QSIwoHZmlsdGVycxgBIAMoCzISLmFzeW1jaXIudjEuRmlsdGVyIu4BCgpDb21wYXJpc29uEgsKA2tleRgBIAEoCRIxCghvcGVyYXRvchgCIAEoDjIfLmFzeW1jaXIudjEuQ29tcGFyaXNvbi5PcGVyYXRvchIgCgV2YWx1ZRgDIAEoCzIRLmFzeW1jaXIudjEuVmFsdWUifgoIT3BlcmF0b3ISGAoUT1BFUkFUT1JfVU5TUEVDSUZJRUQQABIJCgVFUVVBTBABEg0KCU5PVF9FUVVBTBACEggKBExFU1MQAxIRCg1MRVNTX09SX0VRVUFMEAQSCwoHR1JFQVRFUhAFEhQKEEdSRUFURVJfT1JfRVFVQUwQBiI8CgpNZW1iZXJzaGlwEgsKA2tleRgBIAEoCRIhCgZ2YWx1ZXMYAiADKAsyES5hc3ltY2lyLnYxLlZhbHVlIiUKBlByZWZpeBILCgNrZXkYASABKAkSDgoGcHJlZml4GAIgASgJIhgKCUV4aXN0ZW5jZRILCgNrZXkYASABKAkiVQoFVmFsdWUSDgoEdGV4dBgBIAEoCUgAEhEKB2ludGVnZXIYAiABKANIABIOCgRyZWFsGAMgASgBSAASEQoHYm9vbGVhbhgEIAEoCEgAQgYKBGtpbmQidAoDSGl0EgoKAmlkGAEgASgJEg0KBXNjb3JlGAIgASgCEikKCG1ldGFkYXRhGAMgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdBIMCgRpdGVtGAQgASgJEhkKEW1ldGFkYXRhX2xlZnRfb3V0GAUgASgIIo8BCg5TZWFyY2hSZXNwb25zZRIdCgRoaXRzGAEgAygLMg8uYXN5bWNpci52MS5IaXQSDwoHZ2FsbGVyeRgCIAEoCRIXCg9nYWxsZXJ5X3ZlcnNpb24YAyABKAkSIgoGdGltaW5nGAQgASgLMhIuYXN5bWNpci52MS5UaW1pbmcSEAoId2FybmluZ3MYBSADKAkiQAoGVGltaW5nEhAKCHF1ZXVlX21zGAEgASgCEhEKCWVuY29kZV9tcxgCIAEoAhIRCglzZWFyY2hfbXMYAyABKAIiaAoSQWRkUGljdHVyZXNSZXF1ZXN0Eg8KB2dhbGxlcnkYASABKAkSCgoCaWQYAiABKAkSDQoFaW1hZ2UYAyABKAwSFQoNbWV0YWRhdGFfanNvbhgEIAEoCRIPCgdyZXBsYWNlGAUgASgIItoBChNBZGRQaWN0dXJlc1Jlc3BvbnNlEgoKAmlkGAEgASgJEjYKBnN0YXR1cxgCIAEoDjImLmFzeW1jaXIudjEuQWRkUGljdHVyZXNSZXNwb25zZS5TdGF0dXMSDgoGcmVhc29uGAMgASgJEhcKD2dhbGxlcnlfdmVyc2lvbhgEIAEoCSJWCgZTdGF0dXMSFgoSU1RBVFVTX1VOU1BFQ0lGSUVEEAASCQoFQURERUQQARIMCghSRVBMQUNFRBACEg0KCVVOQ0hBTkdFRBADEgwKCFJFSkVDVEVEEAQiUQoNUmVtb3ZlUmVxdWVzdBIPCgdnYWxsZXJ5GAEgASgJEgsKA2lkcxgCIAMoCRIiCgZmaWx0ZXIYAyABKAsyEi5hc3ltY2lyLnYxLkZpbHRlciJLCg5SZW1vdmVSZXNwb25zZRIPCgdyZW1vdmVkGAEgASgEEg8KB21pc3NpbmcYAiADKAkSFwoPZ2FsbGVyeV92ZXJzaW9uGAMgASgJIlUKFVVwZGF0ZU1ldGFkYXRhUmVxdWVzdBIPCgdnYWxsZXJ5GAEgASgJEisKB3VwZGF0ZXMYAiADKAsyGi5hc3ltY2lyLnYxLk1ldGFkYXRhVXBkYXRlIjMKDk1ldGFkYXRhVXBkYXRlEgoKAmlkGAEgASgJEhUKDW1ldGFkYXRhX2pzb24YAiABKAkiZgoWVXBkYXRlTWV0YWRhdGFSZXNwb25zZRIPCgd1cGRhdGVkGAEgASgEEhEKCXVuY2hhbmdlZBgCIAEoBBIPCgdtaXNzaW5nGAMgAygJEhcKD2dhbGxlcnlfdmVyc2lvbhgEIAEoCSI1Cg5Db21wYWN0UmVxdWVzdBIPCgdnYWxsZXJ5GAEgASgJEhIKCmluZGV4X2tpbmQYAiABKAkimQEKD0NvbXBhY3RSZXNwb25zZRIXCg9nYWxsZXJ5X3ZlcnNpb24YASABKAkSDAoEc2l6ZRgCIAEoBBINCgVhZGRlZBgDIAEoBBIPCgdyZW1vdmVkGAQgASgEEg8KB3VwZGF0ZWQYBSABKAQSEgoKaW5kZXhfa2luZBgGIAEoCRIaChJpbmRleF9yZWNhbGxfYXRfMTAYByABKAIykwEKCVJldHJpZXZhbBJFCghEZXNjcmliZRIbLmFzeW1jaXIudjEuRGVzY3JpYmVSZXF1ZXN0GhwuYXN5bWNpci52MS5EZXNjcmliZVJlc3BvbnNlEj8KBlNlYXJjaBIZLmFzeW1jaXIudjEuU2VhcmNoUmVxdWVzdBoaLmFzeW1jaXIudjEuU2VhcmNoUmVzcG9uc2UywAIKDEdhbGxlcnlBZG1pbhJSCgtBZGRQaWN0dXJlcxIeLmFzeW1jaXIudjEuQWRkUGljdHVyZXNSZXF1ZXN0Gh8uYXN5bWNpci52MS5BZGRQaWN0dXJlc1Jlc3BvbnNlKAEwARI/CgZSZW1vdmUSGS5hc3ltY2lyLnYxLlJlbW92ZVJlcXVlc3QaGi5hc3ltY2lyLnYxLlJlbW92ZVJlc3BvbnNlElcKDlVwZGF0ZU1ldGFkYXRhEiEuYXN5bWNpci52MS5VcGRhdGVNZXRhZGF0YVJlcXVlc3QaIi5hc3ltY2lyLnYxLlVwZGF0ZU1ldGFkYXRhUmVzcG9uc2USQgoHQ29tcGFjdBIaLmFzeW1jaXIudjEuQ29tcGFjdFJlcXVlc3QaGy5hc3ltY2lyLnYxLkNvbXBhY3RSZXNwb25zZWIGcHJvdG8z", [file_google_protobuf_struct]);
 
 /**
  * @generated from message asymcir.v1.DescribeRequest
@@ -372,6 +372,42 @@ export type SearchRequest = Message<"asymcir.v1.SearchRequest"> & {
    * @generated from field: bool collapse_duplicates = 11;
    */
   collapseDuplicates: boolean;
+
+  /**
+   * Words instead of a picture: "a red mug". word_space may be empty; there is no modifier beside it.
+   *
+   * @generated from field: string text = 12;
+   */
+  text: string;
+
+  /**
+   * A picture of this gallery instead of the caller's own, with or without a modifier. It is not answered itself.
+   * word_space may be empty.
+   *
+   * @generated from field: string start_id = 13;
+   */
+  startId: string;
+
+  /**
+   * Pictures of this gallery that the answers shall be more like, or less.
+   *
+   * @generated from field: repeated asymcir.v1.Preference preferences = 14;
+   */
+  preferences: Preference[];
+
+  /**
+   * Only hits of at least this score.
+   *
+   * @generated from field: optional float min_score = 15;
+   */
+  minScore?: number | undefined;
+
+  /**
+   * So many of the best hits are left out: the second page of ten has offset 10. offset + top_k is at most max_top_k.
+   *
+   * @generated from field: uint32 offset = 16;
+   */
+  offset: number;
 };
 
 /**
@@ -380,6 +416,32 @@ export type SearchRequest = Message<"asymcir.v1.SearchRequest"> & {
  */
 export const SearchRequestSchema: GenMessage<SearchRequest> = /*@__PURE__*/
   messageDesc(file_asymcir_protos_v1_retrieval, 7);
+
+/**
+ * Adds weight times a picture's vector to the query's, both of length 1.
+ *
+ * @generated from message asymcir.v1.Preference
+ */
+export type Preference = Message<"asymcir.v1.Preference"> & {
+  /**
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * From -1 to 1: below 0 for less like it, which then is not answered itself, above for more. 0: 0.25.
+   *
+   * @generated from field: float weight = 2;
+   */
+  weight: number;
+};
+
+/**
+ * Describes the message asymcir.v1.Preference.
+ * Use `create(PreferenceSchema)` to create a new message.
+ */
+export const PreferenceSchema: GenMessage<Preference> = /*@__PURE__*/
+  messageDesc(file_asymcir_protos_v1_retrieval, 8);
 
 /**
  * A condition on the metadata of a picture. It is true or false: a comparison of a key that a picture does not have (or
@@ -441,7 +503,7 @@ export type Filter = Message<"asymcir.v1.Filter"> & {
  * Use `create(FilterSchema)` to create a new message.
  */
 export const FilterSchema: GenMessage<Filter> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 8);
+  messageDesc(file_asymcir_protos_v1_retrieval, 9);
 
 /**
  * At least one.
@@ -460,7 +522,7 @@ export type FilterList = Message<"asymcir.v1.FilterList"> & {
  * Use `create(FilterListSchema)` to create a new message.
  */
 export const FilterListSchema: GenMessage<FilterList> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 9);
+  messageDesc(file_asymcir_protos_v1_retrieval, 10);
 
 /**
  * Numbers are compared exactly, whole numbers and others with each other. Texts are ordered by code point. Booleans have
@@ -490,7 +552,7 @@ export type Comparison = Message<"asymcir.v1.Comparison"> & {
  * Use `create(ComparisonSchema)` to create a new message.
  */
 export const ComparisonSchema: GenMessage<Comparison> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 10);
+  messageDesc(file_asymcir_protos_v1_retrieval, 11);
 
 /**
  * @generated from enum asymcir.v1.Comparison.Operator
@@ -538,7 +600,7 @@ export enum Comparison_Operator {
  * Describes the enum asymcir.v1.Comparison.Operator.
  */
 export const Comparison_OperatorSchema: GenEnum<Comparison_Operator> = /*@__PURE__*/
-  enumDesc(file_asymcir_protos_v1_retrieval, 10, 0);
+  enumDesc(file_asymcir_protos_v1_retrieval, 11, 0);
 
 /**
  * Equal to one of the values, of which there is at least one.
@@ -562,7 +624,7 @@ export type Membership = Message<"asymcir.v1.Membership"> & {
  * Use `create(MembershipSchema)` to create a new message.
  */
 export const MembershipSchema: GenMessage<Membership> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 11);
+  messageDesc(file_asymcir_protos_v1_retrieval, 12);
 
 /**
  * A text that starts so.
@@ -586,7 +648,7 @@ export type Prefix = Message<"asymcir.v1.Prefix"> & {
  * Use `create(PrefixSchema)` to create a new message.
  */
 export const PrefixSchema: GenMessage<Prefix> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 12);
+  messageDesc(file_asymcir_protos_v1_retrieval, 13);
 
 /**
  * The picture has the key, and not as null.
@@ -605,7 +667,7 @@ export type Existence = Message<"asymcir.v1.Existence"> & {
  * Use `create(ExistenceSchema)` to create a new message.
  */
 export const ExistenceSchema: GenMessage<Existence> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 13);
+  messageDesc(file_asymcir_protos_v1_retrieval, 14);
 
 /**
  * @generated from message asymcir.v1.Value
@@ -648,7 +710,7 @@ export type Value = Message<"asymcir.v1.Value"> & {
  * Use `create(ValueSchema)` to create a new message.
  */
 export const ValueSchema: GenMessage<Value> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 14);
+  messageDesc(file_asymcir_protos_v1_retrieval, 15);
 
 /**
  * @generated from message asymcir.v1.Hit
@@ -694,7 +756,7 @@ export type Hit = Message<"asymcir.v1.Hit"> & {
  * Use `create(HitSchema)` to create a new message.
  */
 export const HitSchema: GenMessage<Hit> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 15);
+  messageDesc(file_asymcir_protos_v1_retrieval, 16);
 
 /**
  * @generated from message asymcir.v1.SearchResponse
@@ -734,7 +796,7 @@ export type SearchResponse = Message<"asymcir.v1.SearchResponse"> & {
  * Use `create(SearchResponseSchema)` to create a new message.
  */
 export const SearchResponseSchema: GenMessage<SearchResponse> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 16);
+  messageDesc(file_asymcir_protos_v1_retrieval, 17);
 
 /**
  * Milliseconds spent in each stage on the server.
@@ -763,7 +825,7 @@ export type Timing = Message<"asymcir.v1.Timing"> & {
  * Use `create(TimingSchema)` to create a new message.
  */
 export const TimingSchema: GenMessage<Timing> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 17);
+  messageDesc(file_asymcir_protos_v1_retrieval, 18);
 
 /**
  * @generated from message asymcir.v1.AddPicturesRequest
@@ -808,7 +870,7 @@ export type AddPicturesRequest = Message<"asymcir.v1.AddPicturesRequest"> & {
  * Use `create(AddPicturesRequestSchema)` to create a new message.
  */
 export const AddPicturesRequestSchema: GenMessage<AddPicturesRequest> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 18);
+  messageDesc(file_asymcir_protos_v1_retrieval, 19);
 
 /**
  * @generated from message asymcir.v1.AddPicturesResponse
@@ -844,7 +906,7 @@ export type AddPicturesResponse = Message<"asymcir.v1.AddPicturesResponse"> & {
  * Use `create(AddPicturesResponseSchema)` to create a new message.
  */
 export const AddPicturesResponseSchema: GenMessage<AddPicturesResponse> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 19);
+  messageDesc(file_asymcir_protos_v1_retrieval, 20);
 
 /**
  * @generated from enum asymcir.v1.AddPicturesResponse.Status
@@ -882,7 +944,7 @@ export enum AddPicturesResponse_Status {
  * Describes the enum asymcir.v1.AddPicturesResponse.Status.
  */
 export const AddPicturesResponse_StatusSchema: GenEnum<AddPicturesResponse_Status> = /*@__PURE__*/
-  enumDesc(file_asymcir_protos_v1_retrieval, 19, 0);
+  enumDesc(file_asymcir_protos_v1_retrieval, 20, 0);
 
 /**
  * @generated from message asymcir.v1.RemoveRequest
@@ -911,7 +973,7 @@ export type RemoveRequest = Message<"asymcir.v1.RemoveRequest"> & {
  * Use `create(RemoveRequestSchema)` to create a new message.
  */
 export const RemoveRequestSchema: GenMessage<RemoveRequest> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 20);
+  messageDesc(file_asymcir_protos_v1_retrieval, 21);
 
 /**
  * @generated from message asymcir.v1.RemoveResponse
@@ -940,7 +1002,7 @@ export type RemoveResponse = Message<"asymcir.v1.RemoveResponse"> & {
  * Use `create(RemoveResponseSchema)` to create a new message.
  */
 export const RemoveResponseSchema: GenMessage<RemoveResponse> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 21);
+  messageDesc(file_asymcir_protos_v1_retrieval, 22);
 
 /**
  * @generated from message asymcir.v1.UpdateMetadataRequest
@@ -962,7 +1024,7 @@ export type UpdateMetadataRequest = Message<"asymcir.v1.UpdateMetadataRequest"> 
  * Use `create(UpdateMetadataRequestSchema)` to create a new message.
  */
 export const UpdateMetadataRequestSchema: GenMessage<UpdateMetadataRequest> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 22);
+  messageDesc(file_asymcir_protos_v1_retrieval, 23);
 
 /**
  * @generated from message asymcir.v1.MetadataUpdate
@@ -986,7 +1048,7 @@ export type MetadataUpdate = Message<"asymcir.v1.MetadataUpdate"> & {
  * Use `create(MetadataUpdateSchema)` to create a new message.
  */
 export const MetadataUpdateSchema: GenMessage<MetadataUpdate> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 23);
+  messageDesc(file_asymcir_protos_v1_retrieval, 24);
 
 /**
  * @generated from message asymcir.v1.UpdateMetadataResponse
@@ -1020,7 +1082,7 @@ export type UpdateMetadataResponse = Message<"asymcir.v1.UpdateMetadataResponse"
  * Use `create(UpdateMetadataResponseSchema)` to create a new message.
  */
 export const UpdateMetadataResponseSchema: GenMessage<UpdateMetadataResponse> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 24);
+  messageDesc(file_asymcir_protos_v1_retrieval, 25);
 
 /**
  * @generated from message asymcir.v1.CompactRequest
@@ -1044,7 +1106,7 @@ export type CompactRequest = Message<"asymcir.v1.CompactRequest"> & {
  * Use `create(CompactRequestSchema)` to create a new message.
  */
 export const CompactRequestSchema: GenMessage<CompactRequest> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 25);
+  messageDesc(file_asymcir_protos_v1_retrieval, 26);
 
 /**
  * @generated from message asymcir.v1.CompactResponse
@@ -1093,7 +1155,7 @@ export type CompactResponse = Message<"asymcir.v1.CompactResponse"> & {
  * Use `create(CompactResponseSchema)` to create a new message.
  */
 export const CompactResponseSchema: GenMessage<CompactResponse> = /*@__PURE__*/
-  messageDesc(file_asymcir_protos_v1_retrieval, 26);
+  messageDesc(file_asymcir_protos_v1_retrieval, 27);
 
 /**
  * @generated from service asymcir.v1.Retrieval
