@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from asymcir_common.arguments import (
     MAX_BATCH_SIZE,
@@ -33,6 +34,9 @@ from asymcir_server.history_commands import register_history
 DEFAULT_PORT = 50051
 PAGE_FOLDER = Path(__file__).parent / "serve" / "http" / "page"
 """The built search page; `make web` makes it anew from edge/web."""
+
+if TYPE_CHECKING:
+    from asymcir_server.gallery import Gallery
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -122,6 +126,7 @@ def register_gallery(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     info = actions.add_parser("info", help="check a gallery and say what it holds")
     add_gallery_folder(info)
     info.add_argument("--html", type=path_name, metavar="FILE", help="write a page to look at: plots, a map, oddities")
+    info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=run_gallery_info)
     register_changes(actions)
     register_history(actions)
@@ -357,26 +362,41 @@ def run_gallery_info(args: argparse.Namespace) -> int:
 
     gallery = Gallery.open(args.gallery)
     try:
-        for name in (
-            "version", "size", "embedding_width", "target", "target_space", "index_kind", "index_recall_at_10",
-            "thumbnail_side",
-        ):  # fmt: skip
-            print(f"{name:<20}{getattr(gallery, name)}")
-        if gallery.items:
-            print(f"{'items':<20}{gallery.items}")
-        if gallery.change:
-            added, removed, updated = gallery.describe_changes()
-            print(f"{'changes':<20}{gallery.change}: {added} added, {removed} removed, {updated} with other metadata")
-        for column in gallery.columns.by_key.values():
-            print(f"{'column':<20}{column.key!r} ({column.type})")
+        record = _describe_gallery(gallery)
+        if not args.json:
+            for name, value in record.items():
+                if name == "changes" and value:
+                    value = "{change}: {added} added, {removed} removed, {updated} with other metadata".format(**value)
+                if name != "columns" and value is not None:
+                    print(f"{name:<20}{value}")
+            for key, kind in record["columns"].items():
+                print(f"{'column':<20}{key!r} ({kind})")
         if args.html is not None:
             from asymcir_server.gallery.overview import render_page, summarise
 
             write_atomically(args.html, render_page(summarise(gallery)))
-            print(f"page: {args.html}")
+            if not args.json:
+                print(f"page: {args.html}")
+        if args.json:
+            print(json.dumps(record, indent=2))
     finally:
         gallery.close()
     return 0
+
+
+def _describe_gallery(gallery: "Gallery") -> dict[str, Any]:
+    """Give what `gallery info` says; None: the gallery has no such thing."""
+    names = (
+        "version", "size", "embedding_width", "target", "target_space", "index_kind", "index_recall_at_10",
+        "thumbnail_side",
+    )  # fmt: skip
+    record: dict[str, Any] = {name: getattr(gallery, name) for name in names}
+    record["items"] = gallery.items or None
+    added, removed, updated = gallery.describe_changes() if gallery.change else (0, 0, 0)
+    changes = {"change": gallery.change, "added": added, "removed": removed, "updated": updated}
+    record["changes"] = changes if gallery.change else None
+    record["columns"] = {column.key: column.type for column in gallery.columns.by_key.values()}
+    return record
 
 
 def run_serve(args: argparse.Namespace) -> int:

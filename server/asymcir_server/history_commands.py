@@ -25,6 +25,7 @@ def register_history(actions: "Subparsers[argparse.ArgumentParser]") -> None:
     )
     add_gallery_folder(verify)
     verify.add_argument("--version", metavar="NUMBER", help="one snapshot (default: all)")
+    verify.add_argument("--json", action="store_true", help="print JSON")
     verify.set_defaults(run=run_verify)
 
     rollback = actions.add_parser(
@@ -38,6 +39,7 @@ def register_history(actions: "Subparsers[argparse.ArgumentParser]") -> None:
     rollback.add_argument(
         "--discard-changes", action="store_true", help="undo the changes made to that snapshot, for good"
     )
+    rollback.add_argument("--json", action="store_true", help="print JSON")
     rollback.set_defaults(run=run_rollback)
 
     gc = actions.add_parser("gc", help="remove old snapshots")
@@ -48,6 +50,7 @@ def register_history(actions: "Subparsers[argparse.ArgumentParser]") -> None:
         default=2,
         help="how many of the newest stay, beside the current one (default: 2)",
     )
+    gc.add_argument("--json", action="store_true", help="print JSON")
     gc.set_defaults(run=run_gc)
 
 
@@ -73,7 +76,11 @@ def run_verify(args: argparse.Namespace) -> int:
     """Run `asymcir gallery verify`."""
     from asymcir_server.gallery.history import verify_snapshots
 
-    for version in verify_snapshots(args.gallery, args.version):
+    verified = verify_snapshots(args.gallery, args.version)
+    if args.json:
+        print(json.dumps({"verified": verified}, indent=2))
+        return 0
+    for version in verified:
         print(f"{version}: every file is as it was written")
     return 0
 
@@ -82,7 +89,8 @@ def run_rollback(args: argparse.Namespace) -> int:
     """Run `asymcir gallery rollback`."""
     from asymcir_server.gallery.history import rollback
 
-    print(f"current snapshot: {rollback(args.gallery, args.version, discard_changes=args.discard_changes)}")
+    current = rollback(args.gallery, args.version, discard_changes=args.discard_changes)
+    print(json.dumps({"current": current}, indent=2) if args.json else f"current snapshot: {current}")
     return 0
 
 
@@ -91,5 +99,5 @@ def run_gc(args: argparse.Namespace) -> int:
     from asymcir_server.gallery.history import remove_old_snapshots
 
     removed = remove_old_snapshots(args.gallery, keep=args.keep)
-    print(f"removed: {', '.join(removed) or 'none'}")
+    print(json.dumps({"removed": removed}, indent=2) if args.json else f"removed: {', '.join(removed) or 'none'}")
     return 0

@@ -1,8 +1,13 @@
 """`asymcir keys`: who may call a server."""
 
 import argparse
+import json
+from typing import TYPE_CHECKING
 
 from asymcir_common.arguments import path_name
+
+if TYPE_CHECKING:
+    from asymcir_server.serve.security.keys import Key
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -22,13 +27,16 @@ def register_keys(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     create.add_argument(
         "--role", choices=["search", "admin"], default="search", help="admin may change galleries too (default: search)"
     )
+    create.add_argument("--json", action="store_true", help="print JSON")
     create.set_defaults(run=run_create)
     listed = actions.add_parser("list", help="list the keys of a file")
     _add_file(listed)
+    listed.add_argument("--json", action="store_true", help="print JSON")
     listed.set_defaults(run=run_list)
     revoke = actions.add_parser("revoke", help="remove a key; servers refuse it within a second")
     _add_file(revoke)
     revoke.add_argument("id", help="the key's id, as `list` shows it")
+    revoke.add_argument("--json", action="store_true", help="print JSON")
     revoke.set_defaults(run=run_revoke)
 
 
@@ -40,7 +48,8 @@ def run_create(args: argparse.Namespace) -> int:
     """Run `asymcir keys create`."""
     from asymcir_server.serve.security import create_key
 
-    print(create_key(args.keys, name=args.name, role=args.role))
+    key = create_key(args.keys, name=args.name, role=args.role)
+    print(json.dumps({"key": key}, indent=2) if args.json else key)
     return 0
 
 
@@ -48,7 +57,11 @@ def run_list(args: argparse.Namespace) -> int:
     """Run `asymcir keys list`."""
     from asymcir_server.serve.security import read_keys
 
-    for key in read_keys(args.keys):
+    keys = read_keys(args.keys)
+    if args.json:
+        print(json.dumps([_record(key) for key in keys], indent=2))
+        return 0
+    for key in keys:
         print(f"{key.id}  {key.role:<6}  {key.created}  {key.name}")
     return 0
 
@@ -58,5 +71,10 @@ def run_revoke(args: argparse.Namespace) -> int:
     from asymcir_server.serve.security import revoke_key
 
     key = revoke_key(args.keys, args.id)
-    print(f"revoked {key.id} of {key.name}")
+    print(json.dumps({"revoked": _record(key)}, indent=2) if args.json else f"revoked {key.id} of {key.name}")
     return 0
+
+
+def _record(key: "Key") -> dict[str, str]:
+    """Give what `list` shows of a key; the digest stays in the file."""
+    return {"id": key.id, "role": key.role, "created": key.created, "name": key.name}

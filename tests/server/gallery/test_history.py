@@ -105,6 +105,14 @@ def test_the_commands_say_what_they_did(gallery: Path, run_asymcir: Callable) ->
     assert "current snapshot: 000002" in run_asymcir("gallery", "rollback", "--gallery", gallery).stdout
     assert "removed: 000001" in run_asymcir("gallery", "gc", "--gallery", gallery).stdout
     assert run_asymcir("gallery", "verify", "--gallery", gallery).returncode == 0
+    info = json.loads(run_asymcir("gallery", "info", "--gallery", gallery, "--json").stdout)
+    assert (info["version"], info["changes"]) == ("000002", None) and "size" in info
+    verified = json.loads(run_asymcir("gallery", "verify", "--gallery", gallery, "--json").stdout)
+    assert verified == {"verified": ["000002", "000003"]}
+    later = run_asymcir("gallery", "rollback", "--gallery", gallery, "--version", "3", "--json")
+    assert json.loads(later.stdout) == {"current": "000003"}
+    removed = run_asymcir("gallery", "gc", "--gallery", gallery, "--keep", 1, "--json")
+    assert json.loads(removed.stdout) == {"removed": ["000002"]}
     os.truncate(gallery / "snapshots/000003/vectors.npy", 10)
     failed = run_asymcir("gallery", "verify", "--gallery", gallery)
     assert failed.returncode != 0 and "vectors.npy" in failed.stderr and "Traceback" not in failed.stderr

@@ -83,6 +83,14 @@ def test_the_command_makes_lists_and_revokes(keys: Path, run_asymcir: Callable) 
     assert KeyStore(keys).find(key) is not None, made.stderr
     listed = run_asymcir("keys", "list", "--keys", keys).stdout
     assert "phones" in listed and "admin" in listed and key not in listed
+    (record,) = json.loads(run_asymcir("keys", "list", "--keys", keys, "--json").stdout)
+    assert (record["name"], record["role"], record["id"]) == ("phones", "admin", key.split("_")[1])
+    assert set(record) == {"id", "role", "created", "name"}
+    other = json.loads(run_asymcir("keys", "create", "--keys", keys, "--name", "b", "--json").stdout)["key"].split("_")[
+        1
+    ]
+    gone = json.loads(run_asymcir("keys", "revoke", "--keys", keys, other, "--json").stdout)
+    assert gone["revoked"]["name"] == "b"
     assert "revoked" in run_asymcir("keys", "revoke", "--keys", keys, key.split("_")[1]).stdout
     assert read_keys(keys) == [] and KeyStore(keys).find(key) is None
     assert run_asymcir("keys", "revoke", "--keys", keys, "00000000").returncode != 0
