@@ -1,5 +1,6 @@
 """The client for asyncio."""
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -7,6 +8,7 @@ from typing import Any, NoReturn, Self
 
 import grpc
 import numpy as np
+from asymcir_common.errors import AsymcirError
 from asymcir_protos.tokens import TokenEncoding
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
 from google.protobuf.message import Message
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from asymcir_edge.errors import RequestRefusedError
 from asymcir_edge.remote.answers import SearchResult, ServerDescription, read_description, read_search_result
 from asymcir_edge.remote.channels import DEFAULT_TIMEOUT_S, check_connection, options_for
-from asymcir_edge.remote.client import make_search_request
+from asymcir_edge.remote.client import DEFAULT_AT_ONCE, check_at_once, make_search_request, other_than_tokens
 from asymcir_edge.remote.credentials import Credentials
 from asymcir_edge.remote.status import to_server_error
 
@@ -112,6 +114,24 @@ class AsyncRetrievalClient:
         """Search a gallery from one of its pictures; see `RetrievalClient.search_from`."""
         request = make_search_request(None, self.token_encoding, start_id=start_id, modifier=modifier, **options)
         return await self._search(request)
+
+    async def search_many(
+        self, queries: Iterable[Mapping[str, Any]], *, at_once: int = DEFAULT_AT_ONCE
+    ) -> list[SearchResult | AsymcirError]:
+        """Send many searches over this connection, several at a time; see `RetrievalClient.search_many`."""
+        check_at_once(at_once)
+        room = asyncio.Semaphore(at_once)
+
+        async def ask(query: Mapping[str, Any]) -> SearchResult | AsymcirError:
+            async with room:
+                try:
+                    return await self._search(
+                        make_search_request(query.get("tokens"), self.token_encoding, **other_than_tokens(query))
+                    )
+                except AsymcirError as exc:
+                    return exc
+
+        return await asyncio.gather(*(ask(query) for query in queries))
 
     async def _search(self, request: retrieval_pb2.SearchRequest) -> SearchResult:
         response, round_trip_ms = await self._call(self._stub.Search, request)

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 import numpy as np
+from asymcir_common.errors import AsymcirError
 from asymcir_protos import pack_tokens, parse_filter
 from asymcir_protos.tokens import TokenEncoding
 from asymcir_protos.v1 import retrieval_pb2, retrieval_pb2_grpc
@@ -20,6 +22,8 @@ from asymcir_edge.remote.credentials import Credentials
 from asymcir_edge.remote.status import to_server_error
 
 _MAX_UINT32 = 2**32 - 1
+DEFAULT_AT_ONCE = 16
+_MAX_AT_ONCE = 256
 
 
 class RetrievalClient:
@@ -190,6 +194,34 @@ class RetrievalClient:
         request = make_search_request(None, self.token_encoding, start_id=start_id, modifier=modifier, **options)
         return self._search(request)
 
+    def search_many(
+        self, queries: Iterable[Mapping[str, Any]], *, at_once: int = DEFAULT_AT_ONCE
+    ) -> list[SearchResult | AsymcirError]:
+        """Send many searches over this connection, several at a time, which the server encodes together.
+
+        Args:
+            queries: keywords of `search` each; `text` or `start_id` in place of tokens and word_space.
+            at_once: searches on their way at the same time; a server takes 64 of all its callers as a rule.
+
+        Returns:
+            In the order of the queries, the answer of each, or the error that it alone would have raised.
+
+        Raises:
+            RequestRefusedError: at_once is not from 1 to 256.
+        """
+        check_at_once(at_once)
+
+        def ask(query: Mapping[str, Any]) -> SearchResult | AsymcirError:
+            try:
+                return self._search(
+                    make_search_request(query.get("tokens"), self.token_encoding, **other_than_tokens(query))
+                )
+            except AsymcirError as exc:
+                return exc
+
+        with ThreadPoolExecutor(at_once, "search-many") as pool:
+            return list(pool.map(ask, queries))
+
     def _search(self, request: retrieval_pb2.SearchRequest) -> SearchResult:
         response, round_trip_ms = self.call(self._stub.Search, request)
         return read_search_result(response, round_trip_ms=round_trip_ms, request_size_bytes=request.ByteSize())
@@ -225,6 +257,17 @@ def _connect(
     address: str, timeout_s: float, token_encoding: TokenEncoding, credentials: Credentials
 ) -> RetrievalClient:
     return RetrievalClient(address, timeout_s=timeout_s, token_encoding=token_encoding, credentials=credentials)
+
+
+def check_at_once(at_once: int) -> None:
+    """Refuse a number of searches at a time that no connection should carry."""
+    if not 1 <= at_once <= _MAX_AT_ONCE:
+        raise RequestRefusedError(f"expected at_once from 1 to {_MAX_AT_ONCE}, got {at_once}")
+
+
+def other_than_tokens(query: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave the tokens out of the keywords of a search."""
+    return {key: value for key, value in query.items() if key != "tokens"}
 
 
 def make_search_request(
