@@ -8,6 +8,7 @@ AsymcirError (asymcir_protos)
     ├── GalleryNotFoundError     no gallery of that name; NOT_FOUND
     ├── UnavailableError         the server is starting or draining; UNAVAILABLE
     ├── OverloadedError          too many requests in flight; RESOURCE_EXHAUSTED with a retry hint
+    │   └── RateLimitError       a key's calls come faster than its rate; the same
     ├── MessageSizeError         a message larger than its service takes; RESOURCE_EXHAUSTED, as gRPC itself says
     ├── DeadlineError            the caller's deadline passed while the request waited; DEADLINE_EXCEEDED
     ├── GalleryBuildError        a gallery that cannot be built or changed as asked; ABORTED
@@ -57,6 +58,10 @@ class OverloadedError(ServerError):
     def __init__(self, message: str, *, retry_after_ms: int) -> None:
         super().__init__(message)
         self.retry_after_ms = retry_after_ms
+
+
+class RateLimitError(OverloadedError):
+    """The caller's key allows fewer calls a second."""
 
 
 class MessageSizeError(ServerError):

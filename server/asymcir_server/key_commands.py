@@ -27,6 +27,12 @@ def register_keys(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     create.add_argument(
         "--role", choices=["search", "admin"], default="search", help="admin may change galleries too (default: search)"
     )
+    create.add_argument(
+        "--rate",
+        type=calls_per_second,
+        metavar="N",
+        help="calls a second that it may make, such as 50 or 0.5 (default: any number)",
+    )
     create.add_argument("--json", action="store_true", help="print JSON")
     create.set_defaults(run=run_create)
     listed = actions.add_parser("list", help="list the keys of a file")
@@ -40,6 +46,14 @@ def register_keys(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     revoke.set_defaults(run=run_revoke)
 
 
+def calls_per_second(text: str) -> float:
+    """Read a rate; what it may be is checked where keys are made."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected calls a second, such as 50 or 0.5, got {text}") from None
+
+
 def _add_file(parser: argparse.ArgumentParser, help: str = "the file of keys") -> None:
     parser.add_argument("--keys", type=path_name, required=True, metavar="FILE", help=help)
 
@@ -48,7 +62,7 @@ def run_create(args: argparse.Namespace) -> int:
     """Run `asymcir keys create`."""
     from asymcir_server.serve.security import create_key
 
-    key = create_key(args.keys, name=args.name, role=args.role)
+    key = create_key(args.keys, name=args.name, role=args.role, rate=args.rate)
     print(json.dumps({"key": key}, indent=2) if args.json else key)
     return 0
 
@@ -62,7 +76,8 @@ def run_list(args: argparse.Namespace) -> int:
         print(json.dumps([_record(key) for key in keys], indent=2))
         return 0
     for key in keys:
-        print(f"{key.id}  {key.role:<6}  {key.created}  {key.name}")
+        limit = "" if key.rate is None else f"  {key.rate:g} calls a second"
+        print(f"{key.id}  {key.role:<6}  {key.created}  {key.name}{limit}")
     return 0
 
 
@@ -75,6 +90,6 @@ def run_revoke(args: argparse.Namespace) -> int:
     return 0
 
 
-def _record(key: "Key") -> dict[str, str]:
+def _record(key: "Key") -> dict[str, str | float | None]:
     """Give what `list` shows of a key; the digest stays in the file."""
-    return {"id": key.id, "role": key.role, "created": key.created, "name": key.name}
+    return {"id": key.id, "role": key.role, "created": key.created, "name": key.name, "rate": key.rate}

@@ -2,13 +2,13 @@
 
 One thread runs the encoder. When it is idle a request is taken at once; nothing waits for company. A batch is bounded
 by prompts, and by what the runs before say it will cost, so that one large batch does not hold up the requests behind.
+Callers with keys take turns.
 
 Notation: T rows of a prompt, D word-embedding width, E joint-embedding width.
 """
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +21,8 @@ from asymcir_server.encode.text_encoder import UNUSABLE, TextEncoder
 from asymcir_server.encode.vectors import l2_normalize, usable_rows
 from asymcir_server.errors import DeadlineError, RequestError, UnavailableError
 from asymcir_server.serve.admission import SHUTTING_DOWN
+from asymcir_server.serve.security.access import current_caller
+from asymcir_server.serve.turns import TurnQueue
 
 TARGET_RUN_S = 0.1
 """A run takes about as long at most, if it has more than one prompt."""
@@ -80,7 +82,7 @@ class TextBatcher:
         self._max_items = max_items
         self._target_run_s = target_run_s
         self._seconds_per_row = 0.0
-        self._queue = deque[_Waiting]()
+        self._queue = TurnQueue[_Waiting]()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="text-encoder", daemon=True)
@@ -106,7 +108,7 @@ class TextBatcher:
             UnavailableError: the batcher is closed.
             BundleError: the text tower fails.
         """
-        now_s = time.monotonic()
+        now_s, caller = time.monotonic(), current_caller.get().id
         patience_s = None if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
         waiting = _Waiting(
             prompt=prompt,
@@ -117,11 +119,11 @@ class TextBatcher:
         with self._changed:
             if self._closed:
                 raise UnavailableError(SHUTTING_DOWN)
-            self._queue.append(waiting)
+            self._queue.append(caller, waiting)
             self._changed.notify()
         if not waiting.done.wait(patience_s):
             with self._changed, suppress(ValueError):  # it may be in a run already
-                self._queue.remove(waiting)
+                self._queue.remove(caller, waiting)
             raise DeadlineError(LATE)
         if isinstance(waiting.result, Encoded):
             return waiting.result
@@ -137,7 +139,7 @@ class TextBatcher:
         """Let the run that is under way end, and turn away what waits."""
         with self._changed:
             self._closed = True
-            left, self._queue = self._queue, deque()
+            left, self._queue = self._queue, TurnQueue()
             self._changed.notify()
         for waiting in left:
             waiting.finish(UnavailableError(SHUTTING_DOWN))
@@ -181,7 +183,7 @@ class TextBatcher:
         return again
 
     def _take(self) -> list[_Waiting]:
-        """Wait for prompts and take those of the next run, the oldest first; none when the batcher is closed."""
+        """Wait for prompts and take those of the next run, callers in turn; none when the batcher is closed."""
         batch: list[_Waiting] = []
         while not batch:
             with self._changed:
@@ -190,7 +192,7 @@ class TextBatcher:
                     return []
                 longest = 0
                 while self._queue and len(batch) < self._max_items:
-                    waiting = self._queue[0]
+                    waiting = self._queue.peek()
                     if _leaves(waiting):
                         self._queue.popleft()
                         continue

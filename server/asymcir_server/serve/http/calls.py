@@ -84,7 +84,9 @@ class CheckCaller:
             status = to_status(exc)
             with self._metrics.observe("http", context.method.name) as refused:
                 refused.code = status.code.name
-            raise ConnectError(_CODES[status.code], status.message) from exc
+            adapted = HttpCallContext(context)
+            adapted.set_trailing_metadata(status.trailing_metadata)
+            adapted.abort(status.code, status.message)
 
     async def on_end(self, token: None, context: RequestContext[Any, Any], error: Exception | None) -> None:
         """Nothing is left to do."""

@@ -6,6 +6,7 @@ from typing import Literal
 
 from asymcir_server.errors import PermissionDeniedError, UnauthenticatedError
 from asymcir_server.serve.security.keys import KeyStore, Role
+from asymcir_server.serve.security.rates import RateLimits
 
 AUTHORIZATION = "authorization"
 ADMIN_SERVICES = ("asymcir.v1.GalleryAdmin",)
@@ -41,7 +42,7 @@ class Access:
 
     def __init__(self, keys: KeyStore | None = None) -> None:
         """Prepare."""
-        self._keys = keys
+        self._keys, self._rates = keys, RateLimits()
 
     @property
     def is_open(self) -> bool:
@@ -49,8 +50,15 @@ class Access:
         return self._keys is None
 
     def check_service(self, service: str, authorization: str | None) -> Caller:
-        """Check a call of a service, named by its full name; raises what `check` raises."""
-        return self.check("admin" if service in ADMIN_SERVICES else "search", authorization)
+        """Check a call of a service, named by its full name, and count it where the key has a rate.
+
+        Raises:
+            UnauthenticatedError, PermissionDeniedError: see `check`.
+            RateLimitError: calls of the service Retrieval come faster than the key's rate.
+        """
+        if service in ADMIN_SERVICES:
+            return self.check("admin", authorization)
+        return self._check("search", authorization, count=True)
 
     def check(self, role: Role, authorization: str | None) -> Caller:
         """Check a call that needs a role.
@@ -59,6 +67,9 @@ class Access:
             UnauthenticatedError: no key, or one that is wrong or revoked.
             PermissionDeniedError: a key of another role.
         """
+        return self._check(role, authorization, count=False)
+
+    def _check(self, role: Role, authorization: str | None, *, count: bool) -> Caller:
         if self._keys is None:
             return ANYONE
         if not authorization:
@@ -70,4 +81,6 @@ class Access:
             raise UnauthenticatedError("the key is unknown, or was revoked")
         if role == "admin" and key.role != "admin":
             raise PermissionDeniedError(f"this needs a key of the role admin; this one has the role {key.role}")
+        if count:
+            self._rates.take(key)
         return Caller(id=key.id, name=key.name, role=key.role)

@@ -19,6 +19,8 @@ from asymcir_server.errors import KeysError
 Role = Literal["search", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
+MAX_RATE = 1e6
+
 _FORM = re.compile(r"ak_(?P<id>[0-9a-f]{8})_(?P<secret>[A-Za-z0-9_-]{43})")
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -37,6 +39,7 @@ class Key:
         role: "search", or "admin", which may search too.
         digest: SHA-256 of the secret part. The secret has 256 random bits, so a slow hash would add nothing.
         created: UTC, ISO 8601.
+        rate: calls a second of the service Retrieval; None: any number.
     """
 
     id: str
@@ -44,25 +47,28 @@ class Key:
     role: Role
     digest: str
     created: str
+    rate: float | None = None
 
 
-def create_key(path: str | Path, *, name: str, role: Role) -> str:
+def create_key(path: str | Path, *, name: str, role: Role, rate: float | None = None) -> str:
     """Add a key to a file, which is made where there is none.
 
     Returns:
         The key's text; it cannot be had again.
 
     Raises:
-        KeysError: the file cannot be read or written, or the name or role does not fit.
+        KeysError: the file cannot be read or written, or the name, role or rate does not fit.
     """
     path = Path(path)
     if not _NAME.fullmatch(name):
         raise KeysError(f"expected a name of letters, digits, '.', '_', '@' and '-', got {name!r}")
     if role not in ROLES:
         raise KeysError(f"expected the role {' or '.join(ROLES)}, got {role!r}")
+    if rate is not None and not _is_rate(rate):
+        raise KeysError(f"expected a rate above 0 and at most {MAX_RATE:g} calls a second, got {rate}")
     identity, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    key = Key(id=identity, name=name, role=role, digest=_digest(secret), created=created)
+    key = Key(id=identity, name=name, role=role, digest=_digest(secret), created=created, rate=rate)
     _write(path, [*(read_keys(path) if path.exists() else []), key])
     return f"ak_{identity}_{secret}"
 
@@ -97,6 +103,8 @@ def read_keys(path: str | Path) -> list[Key]:
         for key in keys:
             if key.role not in ROLES or not _DIGEST.fullmatch(key.digest):
                 raise ValueError(f"the key {key.id} has no role or digest of ours")
+            if key.rate is not None and not _is_rate(key.rate):
+                raise ValueError(f"the key {key.id} has the rate {key.rate!r}")
         return keys
     except OSError as exc:
         raise KeysError(f"cannot read the keys in {path}: {exc.strerror}") from exc
@@ -150,8 +158,17 @@ class KeyStore:
         return status.st_mtime_ns, status.st_size, status.st_ino
 
 
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_RATE
+
+
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _to_entry(key: Key) -> dict[str, object]:
+    """A key without a rate is written as before there were rates, so that older servers read it."""
+    return {name: value for name, value in asdict(key).items() if value is not None}
 
 
 def _write(path: Path, keys: list[Key]) -> None:
@@ -159,7 +176,7 @@ def _write(path: Path, keys: list[Key]) -> None:
         if not path.exists():
             path.touch(mode=0o600)
         mode = path.stat().st_mode & 0o777
-        record = {"format": _FORMAT, "version": 1, "keys": [asdict(key) for key in keys]}
+        record = {"format": _FORMAT, "version": 1, "keys": [_to_entry(key) for key in keys]}
         write_atomically(path, json.dumps(record, indent=2) + "\n", mode=mode)
     except OSError as exc:
         raise KeysError(f"cannot write the keys to {path}: {exc.strerror}") from exc

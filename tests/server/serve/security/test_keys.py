@@ -85,7 +85,7 @@ def test_the_command_makes_lists_and_revokes(keys: Path, run_asymcir: Callable) 
     assert "phones" in listed and "admin" in listed and key not in listed
     (record,) = json.loads(run_asymcir("keys", "list", "--keys", keys, "--json").stdout)
     assert (record["name"], record["role"], record["id"]) == ("phones", "admin", key.split("_")[1])
-    assert set(record) == {"id", "role", "created", "name"}
+    assert set(record) == {"id", "role", "created", "name", "rate"}
     other = json.loads(run_asymcir("keys", "create", "--keys", keys, "--name", "b", "--json").stdout)["key"].split("_")[
         1
     ]
