@@ -41,6 +41,7 @@ test: $(DEV)/ready  ## Run the tests
 
 soak: $(DEV)/ready  ## Kill writers of galleries a hundred times each, fill the disk beneath them, send mutated messages to a server and load it for an hour (three hours or more)
 	KILLS=100 ROUNDS=100 $(DEV)/bin/pytest -s tests/server/gallery/changes/test_kills.py tests/server/gallery/changes/test_disk_full.py
+	OF_EACH=20 $(DEV)/bin/pytest --timeout=3600 tests/server/gallery/sources/test_broken_files.py
 	MESSAGES=100000 $(DEV)/bin/pytest --timeout=7200 tests/server/serve/security/test_mutated_messages.py
 	SOAK_S=3600 $(DEV)/bin/pytest --timeout=7200 tests/server/serve/test_hostile_clients.py
 

@@ -16,7 +16,7 @@ import pytest
 from asymcir_server import BuildConfig, ServerBundle, build_gallery
 from PIL import Image
 
-OF_EACH = 2
+OF_EACH = int(os.environ.get("OF_EACH", "2"))
 
 
 def encode(form: str, **options: object) -> bytes:
